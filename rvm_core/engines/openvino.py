@@ -1,0 +1,153 @@
+"""The OpenVINO engine: the fastest on x86 CPUs.
+
+The files are OpenVINO's own graph and its weights, in the engine's precision. Weights are mapped into memory, and the
+graph is compiled in under a second. A compiled blob saves little of that, and holds bfloat16 weights as float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
+from rvm_core.export import DTYPES, INPUT_NAMES, OUTPUT_NAMES, export_step, step_shapes, without_future_warnings
+from rvm_core.model import RVM
+
+GRAPH_FILE = "step.xml"
+WEIGHTS_FILE = "step.bin"
+
+_DEVICE = "CPU"
+
+
+class OpenVINOBackend:
+    """See `rvm_core.engines.base.Backend`."""
+
+    name = "openvino"
+    precisions = ("fp32", "bf16")
+    builds_files = True
+
+    def missing(self) -> str | None:
+        if find_spec("openvino") is None:
+            return "openvino is not installed: pip install rvm_perception[openvino]"
+        return None
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def native_precision(self, device: str) -> str:
+        return "bf16" if "BF16" in _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES") else "fp32"
+
+    def runtime(self) -> str:
+        return f"openvino {_openvino().__version__}"
+
+    def hardware(self, device: str) -> str:
+        # The files fit any processor, but the numeric gate's result is kept beside them.
+        core = _core()
+        capabilities = sorted(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+        return f"{core.get_property(_DEVICE, 'FULL_DEVICE_NAME')} {' '.join(capabilities)}"
+
+    def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
+        self._check(spec)
+        openvino = _openvino()
+        progress("openvino: exporting the step")
+        program = export_step(model, spec, dtype=DTYPES[spec.precision])
+        progress("openvino: converting the graph")
+        try:
+            with without_future_warnings():
+                graph = openvino.convert_model(program)
+            graph.reshape(dict(zip(INPUT_NAMES, step_shapes(model, spec), strict=True)))
+            graph.output(0).set_names({*OUTPUT_NAMES})
+            openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot convert the model: {error}") from error
+
+    def load(self, model: RVM, spec: EngineSpec, folder: Path | None) -> Engine:
+        self._check(spec)
+        if folder is None:
+            raise EngineError("the OpenVINO engine is loaded from the files of its build, got no folder")
+        return OpenVINOEngine(step_shapes(model, spec), spec, folder)
+
+    def _check(self, spec: EngineSpec) -> None:
+        missing = self.missing()
+        if missing:
+            raise EngineError(missing)
+        if spec.precision not in self.precisions:
+            raise EngineError(f"expected a precision of {', '.join(self.precisions)}, got {spec.precision!r}")
+        if spec.device != "cpu":
+            raise EngineError(f"the OpenVINO engine runs on 'cpu' only, got device {spec.device!r}")
+
+
+class OpenVINOEngine:
+    """See `rvm_core.engines.base.Engine`. Frames and state are read where they lie; features are written once, into
+    memory of their own, so that every state stays what it is."""
+
+    def __init__(self, shapes: tuple[tuple[int, ...], tuple[int, ...]], spec: EngineSpec, folder: Path) -> None:
+        self.spec = spec
+        self._state_shape = shapes[1]
+        self._request = _compile(shapes, folder).create_infer_request()
+        self._tensor = _openvino().Tensor
+
+    def init_state(self) -> torch.Tensor:
+        return torch.zeros(self._state_shape)
+
+    def step(self, frames: np.ndarray, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.spec.check_frames(frames)
+        features = torch.empty(self._state_shape)
+        # Shared memory must be writable, though inputs are only read. OpenVINO does not keep it alive: `inputs` does.
+        inputs = [np.require(array, requirements=["C", "W"]) for array in (frames, state.numpy())]
+        for name, array in zip(INPUT_NAMES, inputs, strict=True):
+            self._request.set_tensor(name, self._share(array))
+        self._request.set_tensor(*OUTPUT_NAMES, self._share(features.numpy()))
+        self._request.infer()
+        return features, features
+
+    def _share(self, array: np.ndarray) -> Any:
+        return self._tensor(array, shared_memory=True)
+
+
+def _compile(shapes: tuple[tuple[int, ...], tuple[int, ...]], folder: Path) -> Any:
+    core = _core()
+    for name in (GRAPH_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise EngineError(f"there is no {name} in {folder}: build the engine again")
+    try:
+        graph = core.read_model(folder / GRAPH_FILE)
+        found = {port.any_name: (port.element_type.get_type_name(), tuple(port.shape)) for port in graph.inputs}
+        found |= {port.any_name: (port.element_type.get_type_name(), tuple(port.shape)) for port in graph.outputs}
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot read {folder / GRAPH_FILE}: {error}") from error
+    frames, state = shapes
+    expected = {"frames": ("u8", frames), "state": ("f32", state), "features": ("f32", state)}
+    if found != expected:
+        raise EngineError(f"{folder / GRAPH_FILE} is of another engine: expected {expected}, got {found}")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # The graph says where it is bfloat16.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    try:
+        return core.compile_model(graph, _DEVICE, settings)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot compile {folder / GRAPH_FILE}: {error}") from error
+
+
+def _openvino() -> Any:
+    """The module, which is imported only where it is used."""
+    # OpenVINO reports its import and use over the network to its maker unless told otherwise. A robot does not: with
+    # this module out of reach, OpenVINO uses its own stand-in, which sends nothing.
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return import_module("openvino")
+
+
+def _core() -> Any:
+    core = _openvino().Core()
+    # The core is shared by the whole process: an unmapped file would be read into memory of its own.
+    core.set_property({"ENABLE_MMAP": True})
+    return core

@@ -1,0 +1,115 @@
+"""The torch engine: the model on the CPU, or as a CUDA graph on a GPU, without files of its own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
+from rvm_core.fused import FusedStep, cast_blocks
+from rvm_core.model import RVM
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchBackend:
+    """See `rvm_core.engines.base.Backend`."""
+
+    name = "torch"
+    precisions = ("fp32", "bf16")
+    builds_files = False
+
+    def missing(self) -> str | None:
+        return None
+
+    def devices(self) -> tuple[str, ...]:
+        return (*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu")
+
+    def native_precision(self, device: str) -> str:
+        if device.startswith("cuda"):
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        capabilities = torch.cpu.get_capabilities()
+        return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+
+    def runtime(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def hardware(self, device: str) -> str:
+        return (
+            torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+        )
+
+    def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
+        raise EngineError("the torch engine has no files to build")
+
+    def load(self, model: RVM, spec: EngineSpec, folder: Path | None = None) -> Engine:
+        return CudaGraphEngine(model, spec) if spec.device.startswith("cuda") else TorchEngine(model, spec)
+
+
+class TorchEngine:
+    """Eager torch. See `rvm_core.engines.base.Engine` for the contract."""
+
+    def __init__(self, model: RVM, spec: EngineSpec) -> None:
+        self.spec = spec
+        self._device = torch.device(spec.device)
+        model = cast_blocks(copy.deepcopy(model), _DTYPES[spec.precision]).to(self._device).eval()
+        self._width = model.config.width
+        self._step = FusedStep(model).requires_grad_(False)
+
+    def init_state(self) -> torch.Tensor:
+        height, width = self.spec.image_size
+        tokens = (height // 16) * (width // 16) + 1
+        return torch.zeros(self.spec.batch_size, tokens, self._width, device=self._device)
+
+    @torch.inference_mode()
+    def step(self, frames: np.ndarray, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.spec.check_frames(frames)
+        pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).to(self._device)
+        features = self._step(pixels, state)
+        return features, features
+
+
+class CudaGraphEngine(TorchEngine):
+    """The step recorded once and replayed: a small model on a GPU otherwise waits for its launches.
+
+    Frames and state are copied into the memory that the recording reads, features out of the memory that it writes.
+    `step` returns before the GPU is done, as all of torch's CUDA operations do.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: RVM, spec: EngineSpec) -> None:
+        super().__init__(model, spec)
+        shape = (spec.batch_size, *spec.image_size, 3)
+        self._host_frames = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+        self._frames = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        self._state = self.init_state()
+        self._frames_are_copied = torch.cuda.Event()
+        self._graph = torch.cuda.CUDAGraph()
+        # torch rounds the factors of float32 convolutions on CUDA to TF32, unless told otherwise.
+        with torch.cuda.device(self._device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            # Libraries choose their kernels and take their memory in the first calls, which must not be recorded.
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._step(self._frames, self._state)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._features = self._step(self._frames, self._state)
+
+    @torch.inference_mode()
+    def step(self, frames: np.ndarray, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.spec.check_frames(frames)
+        # The copy of the frames before may not have left the pinned memory yet.
+        self._frames_are_copied.synchronize()
+        np.copyto(self._host_frames.numpy(), frames)
+        with torch.cuda.device(self._device):
+            self._frames.copy_(self._host_frames, non_blocking=True)
+            self._frames_are_copied.record()
+            self._state.copy_(state)
+            self._graph.replay()
+            features = self._features.clone()
+        return features, features

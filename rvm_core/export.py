@@ -1,0 +1,208 @@
+"""The recurrent step as a program that other runtimes read: torch.export's, and ONNX's.
+
+Inputs and output, under these names and without any free dimension; the features are also the new state:
+
+    frames    uint8 (B, H, W, 3) RGB, or float32 of the same values, 0 to 255
+    state     float32 (B, N+1, D)
+    features  float32 (B, N+1, D)
+
+Preprocessing is part of the program. Types are explicit at every edge, so a runtime that keeps them (a "strongly typed"
+one) computes what the model does: the products inside the blocks in the precision asked for; patch embedding, gates,
+LayerNorms, softmax and the residual stream in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rvm_core.atomic import publish
+from rvm_core.checkpoint import weights_hash
+from rvm_core.config import PATCH_SIZE
+from rvm_core.engines.base import EngineError, EngineSpec
+from rvm_core.fused import FusedStep, cast_blocks
+from rvm_core.model import RVM
+from rvm_core.position import resize_grid
+
+INPUT_NAMES = ("frames", "state")
+OUTPUT_NAMES = ("features",)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Precisions that can be exported, and the dtype of the products inside the blocks in each."""
+
+OPSET = 20
+"""The lowest with all that is used. Its successors' Attention operator is unknown to the TensorRT of most robots, and
+none takes it with a float32 softmax."""
+INLINE_BYTES = 1 << 30
+"""Weights above this go into a file beside the .onnx, which as one protocol buffer may not have 2 GiB."""
+
+_FLOAT = 1
+"""ONNX's number for float32."""
+
+
+def export_step(
+    model: RVM, spec: EngineSpec, *, dtype: torch.dtype, frames_dtype: torch.dtype = torch.uint8
+) -> torch.export.ExportedProgram:
+    """The step of `model`, which is left as it is, for the image and batch size of `spec`.
+
+    Args:
+        dtype: of the products inside the blocks, one of the values of `DTYPES`.
+        frames_dtype: torch.uint8 or torch.float32; both hold 0 to 255.
+    """
+    step = _ExportedStep(_prepare(model, spec, dtype)).requires_grad_(False).eval()
+    frames, state = step_shapes(model, spec)
+    inputs = (torch.zeros(frames, dtype=frames_dtype), torch.zeros(state))
+    with without_future_warnings():
+        return torch.export.export(step, inputs, strict=False)
+
+
+@contextmanager
+def without_future_warnings() -> Iterator[None]:
+    """Torch raises them about its own code when it traces a program, and when others read one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def to_onnx(model: RVM, spec: EngineSpec, path: str | Path, *, frames_dtype: torch.dtype = torch.uint8) -> None:
+    """Writes the step of `model` in the precision of `spec` as an ONNX file, whole or not at all.
+
+    The same weights, spec and exporter give the same bytes. Its metadata say the model's name, the hash of its weights,
+    precision and shapes. Weights over `INLINE_BYTES` go into a file beside it, `<name>.<hash of them>.data`, whose
+    name the .onnx holds; those that an earlier export left there are removed.
+
+    Raises `EngineError` if the precision cannot be exported or the exporter is not installed, and `OSError` if a file
+    cannot be written.
+    """
+    if spec.precision not in DTYPES:
+        raise EngineError(f"cannot export {spec.precision!r} as ONNX; expected one of {', '.join(DTYPES)}")
+    ir, opset = _exporter()
+    exported = export_step(model, spec, dtype=DTYPES[spec.precision], frames_dtype=frames_dtype)
+    program = torch.onnx.export(
+        exported,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUT_NAMES),
+        output_names=list(OUTPUT_NAMES),
+        custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention(opset)},
+        verbose=False,
+    )
+    if program is None:
+        raise EngineError("torch's ONNX exporter returned nothing")
+    _drop_traces(program.model)
+    program.model.metadata_props.update(_metadata(model, spec))
+    _save(ir, program.model, Path(path))
+
+
+def step_shapes(model: RVM, spec: EngineSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of frames and state; the features have that of the state."""
+    height, width = spec.image_size
+    tokens = (height // PATCH_SIZE) * (width // PATCH_SIZE) + 1
+    return (spec.batch_size, height, width, 3), (spec.batch_size, tokens, model.config.width)
+
+
+class _ExportedStep(FusedStep):
+    def forward(self, frames: Tensor, state: Tensor) -> Tensor:
+        # TensorRT does nothing with uint8 but convert it, so that comes first.
+        return super().forward(frames.to(torch.float32), state)
+
+
+def _prepare(model: RVM, spec: EngineSpec, dtype: torch.dtype) -> RVM:
+    """A copy on the CPU, in the precision, with the positions of this image size as a constant."""
+    model = cast_blocks(copy.deepcopy(model).cpu(), dtype)
+    height, width = spec.image_size
+    encoder = model.encoder
+    # The step resizes the table to the size it has now, which is to do nothing.
+    encoder.position_table = resize_grid(encoder.position_table, height // PATCH_SIZE, width // PATCH_SIZE).contiguous()
+    return model
+
+
+def _exporter() -> tuple[Any, Any]:
+    """The modules onnx_ir and onnxscript.opset20."""
+    try:
+        return import_module("onnx_ir"), import_module("onnxscript").opset20
+    except ImportError as error:
+        raise EngineError(f"export needs {error.name}: pip install rvm_perception[onnx]") from error
+
+
+def _attention(op: Any) -> Callable[..., Any]:
+    """Translates attention to products in the dtype of its inputs and a softmax in float32.
+
+    The query is scaled before the first product, as TensorRT wants it for its fused kernel, and so that float16 does
+    not overflow.
+    """
+
+    def translate(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        if attn_mask is not None or dropout_p or is_causal or enable_gqa:
+            raise EngineError("only attention without mask, dropout or grouped heads can be exported")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        dtype = int(query.dtype)
+        query = op.Mul(query, op.Cast(op.Constant(value_float=scale), to=dtype))
+        logits = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
+        if dtype == _FLOAT:
+            return op.MatMul(op.Softmax(logits, axis=-1), value)
+        weights = op.Softmax(op.Cast(logits, to=_FLOAT), axis=-1)
+        return op.MatMul(op.Cast(weights, to=dtype), value)
+
+    return translate
+
+
+def _drop_traces(model: Any) -> None:
+    """Removes what the exporter noted of the sources: paths of this machine, which would make equal graphs differ."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _metadata(model: RVM, spec: EngineSpec) -> dict[str, str]:
+    frames, state = step_shapes(model, spec)
+    return {
+        "rvm.model": model.config.name,
+        "rvm.weights_hash": weights_hash(model),
+        "rvm.precision": spec.precision,
+        "rvm.frames_shape": "x".join(map(str, frames)),
+        "rvm.state_shape": "x".join(map(str, state)),
+    }
+
+
+def _save(ir: Any, model: Any, path: Path) -> None:
+    tensors = [(name, value.const_value) for name, value in sorted(model.graph.initializers.items())]
+    data_name = None
+    if sum(tensor.nbytes for _, tensor in tensors) > INLINE_BYTES:
+        digest = hashlib.sha256()
+        for name, tensor in tensors:
+            digest.update(f"{name} {tensor.dtype.name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.tobytes())
+        data_name = f"{path.name}.{digest.hexdigest()[:16]}.data"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder, path.name)
+        ir.save(model, temporary, external_data=data_name)
+        if data_name:
+            publish(temporary.with_name(data_name), path.with_name(data_name))
+        publish(temporary, path)
+    for stale in path.parent.iterdir():
+        if stale.name.startswith(f"{path.name}.") and stale.name.endswith(".data") and stale.name != data_name:
+            stale.unlink()

@@ -1,0 +1,126 @@
+"""The recurrent step of a trained model rewritten for speed, algebraically the same.
+
+Products that share their input become one: query, key and value of a self-attention; keys and values of every core
+block, which all attend to the same context; update and reset gate. Frames enter as uint8.
+
+Shapes: B batch, H W image, N+1 tokens with [CLS] first, D width, K heads, C channels of a head, L core blocks.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rvm_core.layers import Attention, CrossBlock, CrossTransformer, EncoderBlock, Linear, MergeHeads, SplitHeads
+from rvm_core.model import RVM
+
+
+class Projection(nn.Module):
+    """Several projections of one input as one product: (..., D) -> (..., out), in the dtype of the weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def _stacked(parts: list[SplitHeads]) -> Projection:
+    weight = torch.cat([part.weight.flatten(0, 1) for part in parts])
+    return Projection(weight, torch.cat([part.bias.flatten() for part in parts]))
+
+
+class SelfAttention(nn.Module):
+    """x (B, N, D) -> (B, N, D), with one product for query, key and value."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.num_heads = attention.query.bias.shape[0]
+        self.query_key_value = _stacked([attention.query, attention.key, attention.value])
+        self.out = attention.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(query, key, value))
+
+
+class FusedEncoderBlock(nn.Module):
+    """x (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, block: EncoderBlock) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm, self.mlp = block.attention_norm, block.mlp_norm, block.mlp
+        self.attention = SelfAttention(block.attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class FusedCoreBlock(nn.Module):
+    """x (B, N, D), key and value (B, K, M, C) of the context, made beforehand -> (B, N, D)."""
+
+    def __init__(self, block: CrossBlock) -> None:
+        super().__init__()
+        self.cross_attention_norm = block.cross_attention_norm
+        self.cross_query, self.cross_out = block.cross_attention.query, block.cross_attention.out
+        self.mlp_norm, self.mlp, self.attention_norm = block.mlp_norm, block.mlp, block.attention_norm
+        self.attention = SelfAttention(block.attention)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query = self.cross_query(self.cross_attention_norm(x))
+        x = x + self.cross_out(F.scaled_dot_product_attention(query, key, value))
+        x = x + self.mlp(self.mlp_norm(x))
+        return x + self.attention(self.attention_norm(x))
+
+
+class FusedStep(nn.Module):
+    """frames uint8 (B, H, W, 3) RGB, state (B, N+1, D) float32 -> features, also the new state, (B, N+1, D) float32.
+
+    Shares with the model the parameters that are not fused, and their dtypes.
+    """
+
+    def __init__(self, model: RVM) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.blocks = nn.ModuleList(
+            FusedEncoderBlock(block) for block in cast("list[EncoderBlock]", list(model.encoder.blocks))
+        )
+        core = model.core
+        self.input_gates = Projection(torch.cat([core.input_update.weight, core.input_reset.weight]), None)
+        self.state_gates = Projection(torch.cat([core.state_update.weight, core.state_reset.weight]), None)
+        self.state_norm, self.core_norm = core.state_norm, core.transformer.output_norm
+        core_blocks = cast("list[CrossBlock]", list(core.transformer.blocks))
+        self.core_blocks = nn.ModuleList(FusedCoreBlock(block) for block in core_blocks)
+        pairs = [(block.cross_attention.key, block.cross_attention.value) for block in core_blocks]
+        self.context_key_value = _stacked([part for pair in pairs for part in pair])
+        self.core_heads = core_blocks[0].cross_attention.query.bias.shape[0]
+
+    def forward(self, frames: Tensor, state: Tensor) -> Tensor:
+        pixels = frames.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        tokens = self.encoder.tokenize(pixels)
+        x = torch.cat([self.encoder.cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.encoder.output_norm(x)
+        update, reset = torch.sigmoid(self.input_gates(x) + self.state_gates(state)).chunk(2, dim=-1)
+        context = self.context_key_value(reset * self.state_norm(state))
+        pairs = context.unflatten(-1, (len(self.core_blocks), 2, self.core_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        for i, block in enumerate(self.core_blocks):
+            x = block(x, pairs[i, 0], pairs[i, 1])
+        return (1 - update) * state + update * self.core_norm(x)
+
+
+def cast_blocks(model: RVM, dtype: torch.dtype) -> RVM:
+    """Casts, in place, the linear layers inside the blocks; patch embedding, gates and norms stay float32."""
+    for module in model.modules():
+        if isinstance(module, (EncoderBlock, CrossTransformer)):
+            for layer in module.modules():
+                if isinstance(layer, (Linear, SplitHeads, MergeHeads)):
+                    layer.to(dtype)
+    return model

@@ -1,0 +1,239 @@
+"""The OpenVINO engine against float32 torch: carried state, states as values, files, memory."""
+
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rvm_core import RVM, RVMConfig
+from rvm_core.engines.base import Engine, EngineError, EngineSpec
+from rvm_core.engines.openvino import GRAPH_FILE, WEIGHTS_FILE, OpenVINOBackend
+from rvm_core.engines.torch import TorchBackend
+
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install rvm_perception[openvino]")
+
+FP32_TOLERANCE = 2e-5
+"""On features up to 4: sums in another order differ by 2e-6, also after 64 steps."""
+
+BF16_TOLERANCE = 0.05
+"""bfloat16 has 8 bits: on features up to 4, torch's own bfloat16 differs from float32 by 0.02."""
+
+STEPS = 64
+SIZES = [(64, 96), (128, 80)]
+CORE_HEADS_UNLIKE_ENCODERS = RVMConfig(
+    width=96,
+    encoder_depth=3,
+    encoder_heads=3,
+    encoder_mlp_width=256,
+    core_depth=2,
+    core_heads=4,
+    core_mlp_width=320,
+)
+
+
+def make_spec(precision: str = "fp32", size: tuple[int, int] = SIZES[0], batch_size: int = 1) -> EngineSpec:
+    return EngineSpec(backend="openvino", precision=precision, device="cpu", image_size=size, batch_size=batch_size)
+
+
+def ignore_progress(line: str) -> None:
+    pass
+
+
+def make_engine(model: RVM, spec: EngineSpec, folder: Path) -> Engine:
+    backend = OpenVINOBackend()
+    backend.build(model, spec, folder, ignore_progress)
+    return backend.load(model, spec, folder)
+
+
+def moving_frames(spec: EngineSpec, steps: int = STEPS, seed: int = 0) -> list[np.ndarray]:
+    """Smooth pictures, another one for each stream, that move by two pixels a step."""
+    rng = np.random.default_rng(seed)
+    height, width = spec.image_size
+    coarse = rng.integers(0, 256, (spec.batch_size, height // 8, width // 8, 3), dtype=np.uint8)
+    picture = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    return [np.roll(picture, (step, 2 * step), axis=(1, 2)) for step in range(steps)]
+
+
+def run(engine: Engine, frames: list[np.ndarray]) -> torch.Tensor:
+    """Features of all steps (T, B, N+1, D), carrying the state."""
+    state = engine.init_state()
+    features = []
+    for frame in frames:
+        output, state = engine.step(frame, state)
+        features.append(output)
+    return torch.stack(features)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: RVM, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return make_engine(tiny_model, make_spec(), tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture
+def built(tiny_model: RVM, tmp_path: Path) -> Path:
+    """A folder with an engine's files."""
+    OpenVINOBackend().build(tiny_model, make_spec(), tmp_path, ignore_progress)
+    return tmp_path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("size", "batch_size"), [(SIZES[0], 1), (SIZES[1], 3)])
+@pytest.mark.parametrize("variant", ["released format", "core heads unlike encoder's"])
+def test_engine_matches_torch(
+    tiny_model: RVM, tmp_path: Path, variant: str, size: tuple[int, int], batch_size: int, precision: str
+) -> None:
+    model = tiny_model if variant == "released format" else RVM(CORE_HEADS_UNLIKE_ENCODERS, seed=1)
+    spec = make_spec(precision, size, batch_size)
+    frames = moving_frames(spec)
+    reference = run(TorchBackend().load(model, replace(spec, backend="torch", precision="fp32")), frames)
+    engine = make_engine(model, spec, tmp_path)
+    assert isinstance(engine, Engine)
+    assert engine.spec == spec
+    features = run(engine, frames)
+    assert features.dtype == torch.float32
+    tolerance = FP32_TOLERANCE if precision == "fp32" else BF16_TOLERANCE
+    torch.testing.assert_close(features, reference, rtol=0, atol=tolerance)
+    # bfloat16 was really used, and only where asked for.
+    assert ((features - reference).abs().max() > 100 * FP32_TOLERANCE) == (precision == "bf16")
+
+
+def test_state_is_a_value(engine: Engine) -> None:
+    first, second = moving_frames(engine.spec, 2), moving_frames(engine.spec, 2, seed=1)
+    _, state = engine.step(first[0], engine.init_state())
+    kept = state.clone()
+    features, new_state = engine.step(first[1], state)
+    kept_features = features.clone()
+    other, other_state = engine.step(second[0], engine.init_state())
+    engine.step(second[1], other_state)
+    again, _ = engine.step(first[1], state)
+    assert torch.equal(state, kept)
+    assert torch.equal(features, kept_features)
+    assert torch.equal(again, features)
+    assert not torch.allclose(other, features, atol=0.1)
+    assert len({tensor.data_ptr() for tensor in (state, new_state, other_state, again)}) == 4
+
+
+def test_streams_can_be_interleaved(engine: Engine) -> None:
+    streams = [moving_frames(engine.spec, 4, seed=seed) for seed in range(2)]
+    alone = [run(engine, frames) for frames in streams]
+    states = [engine.init_state(), engine.init_state()]
+    for step in range(4):
+        for i, frames in enumerate(streams):
+            features, states[i] = engine.step(frames[step], states[i])
+            assert torch.equal(features, alone[i][step])
+
+
+def test_frames_are_left_as_they_are_and_may_be_strided_or_read_only(engine: Engine) -> None:
+    frames = moving_frames(engine.spec, 1)[0]
+    kept = frames.copy()
+    features, _ = engine.step(frames, engine.init_state())
+    assert np.array_equal(frames, kept)
+    strided = frames.repeat(2, axis=2)[:, :, ::2]
+    strided.flags.writeable = False
+    assert torch.equal(engine.step(strided, engine.init_state())[0], features)
+
+
+def test_other_frames_are_refused(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"expected uint8 frames \(1, 64, 96, 3\)"):
+        engine.step(np.zeros((2, 64, 96, 3), np.uint8), engine.init_state())
+
+
+def test_engine_is_made_of_files_alone(tiny_model: RVM, built: Path) -> None:
+    """Other weights of the same sizes in the model given to `load` change nothing."""
+    backend, frames = OpenVINOBackend(), moving_frames(make_spec(), 1)[0]
+    other = RVM(tiny_model.config, seed=5)
+    features = []
+    for model in (tiny_model, other):
+        engine = backend.load(model, make_spec(), built)
+        features.append(engine.step(frames, engine.init_state())[0])
+    assert torch.equal(*features)
+
+
+def test_files_hold_weights_in_precision(tiny_model: RVM, tmp_path: Path) -> None:
+    sizes = {}
+    for precision in OpenVINOBackend.precisions:
+        (tmp_path / precision).mkdir()
+        OpenVINOBackend().build(tiny_model, make_spec(precision), tmp_path / precision, ignore_progress)
+        sizes[precision] = (tmp_path / precision / WEIGHTS_FILE).stat().st_size
+    # Patch embedding and gates stay float32, a third of so small a model.
+    assert sizes["bf16"] < 0.7 * sizes["fp32"]
+
+
+def test_memory_does_not_grow(engine: Engine) -> None:
+    frames = moving_frames(engine.spec, 16)
+    state = engine.init_state()
+    peaks = []
+    for _ in range(3):
+        for frame in frames * 64:
+            _, state = engine.step(frame, state)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[-1] - peaks[0] < 2_000  # KiB over 2,048 steps
+
+
+@pytest.mark.parametrize("name", [GRAPH_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_damaged_files_are_refused(tiny_model: RVM, built: Path, name: str, damage: str) -> None:
+    path = built / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[: len(data) // 2 if damage == "truncated" else 0])
+    with pytest.raises(EngineError, match=rf"{name}|{GRAPH_FILE}"):
+        OpenVINOBackend().load(tiny_model, make_spec(), built)
+
+
+def test_files_of_another_size_are_refused(tiny_model: RVM, built: Path) -> None:
+    with pytest.raises(EngineError, match=r"step.xml is of another engine: expected .*128, 80.*got .*64, 96"):
+        OpenVINOBackend().load(tiny_model, make_spec(size=(128, 80)), built)
+
+
+def test_load_without_folder_is_refused(tiny_model: RVM) -> None:
+    with pytest.raises(EngineError, match="got no folder"):
+        OpenVINOBackend().load(tiny_model, make_spec(), None)
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp16"}, {"device": "cuda"}])
+def test_what_it_cannot_do_is_refused(tiny_model: RVM, tmp_path: Path, change: dict[str, str]) -> None:
+    spec = replace(make_spec(), **change)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="expected a precision of|'cpu' only"):
+        OpenVINOBackend().build(tiny_model, spec, tmp_path, ignore_progress)
+
+
+def test_missing_runtime_names_the_extra(tiny_model: RVM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rvm_core.engines.openvino.find_spec", lambda name: None)
+    backend = OpenVINOBackend()
+    assert "pip install rvm_perception[openvino]" in (backend.missing() or "")
+    with pytest.raises(EngineError, match=r"pip install rvm_perception\[openvino\]"):
+        backend.build(tiny_model, make_spec(), tmp_path, ignore_progress)
+
+
+def test_runtime_is_not_imported_by_looking_for_it() -> None:
+    code = (
+        "import sys; from rvm_core.engines.openvino import OpenVINOBackend;"
+        "OpenVINOBackend().missing(); assert 'openvino' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_backend_describes_the_machine() -> None:
+    backend = OpenVINOBackend()
+    assert backend.devices() == ("cpu",)
+    assert backend.native_precision("cpu") in ("fp32", "bf16")
+    assert backend.runtime().startswith("openvino 20")
+    assert "FP32" in backend.hardware("cpu")
+
+
+def test_nothing_is_reported_over_the_network() -> None:
+    code = (
+        "import sys; from rvm_core.engines.openvino import OpenVINOBackend as B; B().runtime();"
+        "import openvino.tools.ovc.telemetry_utils as used; print(used.tm.__name__)"
+    )
+    root = Path(__file__).parents[2]
+    used = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert used.stdout.strip() == "openvino.tools.ovc.telemetry_stub"

@@ -1,0 +1,152 @@
+"""Names of released weights: where they are looked for, and what is accepted as them."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rvm_core import CheckpointError, RVMConfig, load_checkpoint
+from rvm_core.checkpoint_names import OFFICIAL, sizes_of
+from rvm_core.config import NAMED_SIZES
+from rvm_core.download import DownloadError
+from rvm_core.weights import RELEASES, Release, fetch_weights, find_weights, weights_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "cache" / "rvm_perception" / "weights"
+
+
+@pytest.fixture
+def server(tiny_path: Path) -> Iterator[str]:
+    """The address of a server of the tiny checkpoint."""
+    content = tiny_path.read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.server_address[1]}/"
+        listener.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def tiny_release(server: str, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny checkpoint as a released size of its own name."""
+    config = replace(load_checkpoint(tiny_path).config, decoder=None)
+    monkeypatch.setitem(NAMED_SIZES, "rvm_tiny", config)
+    monkeypatch.setitem(RELEASES, "rvm_tiny", Release(server, tiny_path.stat().st_size))
+    return "rvm_tiny"
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_published_sizes_fit_the_configurations(name: str) -> None:
+    """Bytes of all float32 parameters, the decoder's too, and the archive's own, 0.1 %."""
+    assert RELEASES.keys() == NAMED_SIZES.keys()
+    sizes = sizes_of(RVMConfig.named(name, decoder=True))
+    file_bytes = 0
+    for parameter in OFFICIAL.parameters(sizes, decoder=True):
+        elements = 1
+        for size in parameter.shape(sizes):
+            elements *= size or 0
+        file_bytes += 4 * elements
+    assert int(file_bytes * 1.001) in RELEASES[name].allowed_bytes
+    assert RELEASES[name].url.startswith("https://")
+
+
+def test_folder_is_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weights_folder() == cache
+    monkeypatch.setenv("HOME", "/home/robot")
+    for value in ("", "relative/cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert weights_folder() == Path("/home/robot/.cache/rvm_perception/weights")
+
+
+def test_name_is_found_in_the_cache(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / "rvm_s16.npz").touch()
+    assert find_weights("rvm_s16") == cache / "rvm_s16.npz"
+
+
+def test_name_that_was_not_fetched(cache: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"run `rvm weights fetch rvm_b16`, or put https://.* at {cache}"):
+        find_weights("rvm_b16")
+
+
+def test_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.npz").touch()
+    assert find_weights(str(tmp_path / "mine.npz")) == tmp_path / "mine.npz"
+    assert find_weights("~/mine.npz") == tmp_path / "mine.npz"
+
+
+@pytest.mark.parametrize("name", ["/none.npz", "rvm_s", ""])
+def test_neither_path_nor_name(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no released name; the names are rvm_s16, rvm_b16, rvm_l16, rvm_h16"):
+        find_weights(name)
+
+
+def test_fetched_weights_are_found_by_name(tiny_release: str, cache: Path, tiny_path: Path) -> None:
+    path = fetch_weights(tiny_release)
+    assert path == cache / "rvm_tiny.npz" == find_weights(tiny_release)
+    assert path.read_bytes() == tiny_path.read_bytes()
+
+
+def test_weights_that_are_there_are_not_fetched_again(tiny_release: str, tmp_path: Path) -> None:
+    path = fetch_weights(tiny_release, folder=tmp_path)
+    assert fetch_weights(tiny_release, folder=tmp_path, url="http://127.0.0.1:9/none") == path
+
+
+def test_damaged_file_that_is_there_is_told(tiny_release: str, tmp_path: Path) -> None:
+    (tmp_path / "rvm_tiny.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        fetch_weights(tiny_release, folder=tmp_path)
+
+
+def test_weights_of_another_size_are_refused(
+    tiny_release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NAMED_SIZES, "rvm_tiny", replace(NAMED_SIZES["rvm_tiny"], core_mlp_width=97))
+    with pytest.raises(CheckpointError, match="expected the weights of rvm_tiny, found rvm_custom"):
+        fetch_weights(tiny_release, folder=tmp_path)
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+def test_heads_of_the_core_are_the_files(tiny_release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the largest release are not published."""
+    monkeypatch.setitem(NAMED_SIZES, "rvm_tiny", replace(NAMED_SIZES["rvm_tiny"], core_heads=4))
+    assert fetch_weights(tiny_release, folder=tmp_path).is_file()
+
+
+def test_file_of_another_size_is_not_fetched(server: str, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="expected 264600000 to 275400000 bytes, the server announces"):
+        fetch_weights("rvm_s16", folder=tmp_path, url=server)
+
+
+def test_failure_says_how_to_do_it_by_hand(server: str, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetch_weights("rvm_s16", url=server)
+    assert f"download {server} on any machine, put it at {cache / 'rvm_s16.npz'}" in str(caught.value)
+    assert str(caught.value).endswith("check it with: rvm weights info rvm_s16")
+    with pytest.raises(DownloadError, match=f"check it with: rvm weights info {tmp_path / 'rvm_s16.npz'}"):
+        fetch_weights("rvm_s16", folder=tmp_path, url=server)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match="unknown weights 'rvm_xl'; known: rvm_s16"):
+        fetch_weights("rvm_xl")
