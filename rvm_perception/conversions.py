@@ -97,18 +97,6 @@ def image_to_rgb(msg: Image, *, ambiguous_encoding: str = "") -> UInt8Array:
     return _convert(pixels, encoding.to_rgb)
 
 
-def image_to_labels(msg: Image) -> npt.NDArray[Any]:
-    """A mono8 or mono16 sensor_msgs/Image as a label array (H, W), uint8 or uint16, values unchanged.
-
-    An unpadded image of the machine's byte order is a read-only view of the message's data. Raises `ImageError` with
-    reason "encoding" or "size".
-    """
-    if msg.encoding not in ("mono8", "mono16"):
-        raise ImageError("encoding", f"expected a label image in mono8 or mono16, got {msg.encoding!r}")
-    labels = _pixels(msg, msg.encoding)
-    return np.ascontiguousarray(labels, labels.dtype.newbyteorder("="))
-
-
 def compressed_to_rgb(msg: CompressedImage, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Array:
     """A JPEG or PNG in a sensor_msgs/CompressedImage as a new contiguous (H, W, 3) uint8 RGB array.
 
