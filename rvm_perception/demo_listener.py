@@ -1,10 +1,10 @@
-"""The demo's own ROS node: collects feature maps and diagnostics in memory."""
+"""The demo's own ROS node: asks for tracks, and collects feature maps, tracks and diagnostics in memory."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +13,16 @@ import numpy.typing as npt
 from rvm_perception.feature_map import feature_map_to_numpy
 
 if TYPE_CHECKING:
+    from builtin_interfaces.msg import Time
     from diagnostic_msgs.msg import DiagnosticArray
+    from std_msgs.msg import Header
 
-    from rvm_perception.msg import FeatureMap
+    from rvm_core.tracking.pixels import PixelTracks
+    from rvm_perception.demo_clip import DemoClip
+    from rvm_perception.msg import BoxTracks, FeatureMap, PointTracks, QueryAnswers, TrackQueries
 
 _QUEUE_DEPTH = 50
+_REQUEST = "demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +59,47 @@ class ReceivedFeatures:
         return inside
 
 
-class Listener:
-    """Subscribes to the features and to /diagnostics as long as its `with` block lasts.
+@dataclass(kw_only=True)
+class ReceivedTracks:
+    """The tracks of one frame."""
 
-    `features`, `diagnostics` (name of the status -> keys and values, the newest of each) and `reports` (the number of
-    arrays of diagnostics so far) fill from another thread.
+    stamp_ns: int
+    """Stamp of the source image."""
+    tracks: PixelTracks
+    """Points and boxes that have come so far."""
+    labels: dict[int, str] = field(default_factory=dict)
+    """Names by id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryAnswer:
+    """What the node said to one of the demo's queries."""
+
+    kind: str
+    """"point" or "box"."""
+    id: int
+    """0 if none was given."""
+    reason: str
+    """Why it was refused; "" if it was accepted."""
+
+
+class Listener:
+    """Talks with a node as long as its `with` block lasts.
+
+    It has the clip's points and boxes followed, and subscribes to features, tracks and /diagnostics. `features`,
+    `tracks` (by stamp), `answers`, `diagnostics` (name of the status -> keys and values, the newest of each) and
+    `reports` (the number of arrays of diagnostics so far) fill from another thread.
     """
 
-    def __init__(self, features_topic: str, camera_topic: str, domain: int) -> None:
+    def __init__(self, node: str, camera_topic: str, domain: int, clip: DemoClip) -> None:
+        """node: its full name, "/rvm"."""
         self.features: list[ReceivedFeatures] = []
+        self.tracks: dict[int, ReceivedTracks] = {}
+        self.answers: list[QueryAnswer] = []
         self.diagnostics: dict[str, dict[str, str]] = {}
         self.reports = 0
-        self._features_topic, self._camera_topic, self._domain = features_topic, camera_topic, domain
+        self._name, self._camera_topic, self._domain, self._clip = node, camera_topic, domain, clip
+        self._asked = False
         self._done = threading.Event()
 
     def __enter__(self) -> Listener:
@@ -76,7 +110,7 @@ class Listener:
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from rclpy.signals import SignalHandlerOptions
 
-        from rvm_perception.msg import FeatureMap
+        from rvm_perception.msg import BoxTracks, FeatureMap, PointTracks, QueryAnswers, TrackQueries
 
         self._context = Context()
         rclpy.init(
@@ -84,7 +118,12 @@ class Listener:
         )
         self._node = rclpy.create_node("rvm_demo", context=self._context)
         qos = QoSProfile(depth=_QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
-        self._subscription = self._node.create_subscription(FeatureMap, self._features_topic, self._on_features, qos)
+        listen = self._node.create_subscription
+        self._subscription = listen(FeatureMap, f"{self._name}/features", self._on_features, qos)
+        listen(PointTracks, f"{self._name}/point_tracks", self._on_points, qos)
+        listen(BoxTracks, f"{self._name}/box_tracks", self._on_boxes, qos)
+        listen(QueryAnswers, f"{self._name}/track_answers", self._on_answers, qos)
+        self._queries = self._node.create_publisher(TrackQueries, f"{self._name}/track_queries", qos)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
@@ -101,8 +140,12 @@ class Listener:
 
     @property
     def is_connected(self) -> bool:
-        """Whether somebody publishes features to this listener and somebody subscribes to the camera's topic."""
-        return bool(self._subscription.get_publisher_count() and self._node.count_subscribers(self._camera_topic))
+        """Whether somebody publishes features, takes queries, and subscribes to the camera's topic."""
+        return bool(
+            self._subscription.get_publisher_count()
+            and self._queries.get_subscription_count()
+            and self._node.count_subscribers(self._camera_topic)
+        )
 
     def last_received_ns(self) -> int:
         """When the newest feature map came, on the clock of `time.time_ns`; 0 before the first."""
@@ -119,10 +162,10 @@ class Listener:
 
     def _on_features(self, message: FeatureMap) -> None:
         received_ns = time.time_ns()
-        stamp = message.header.stamp
+        self._ask(message.header)
         self.features.append(
             ReceivedFeatures(
-                stamp_ns=stamp.sec * 10**9 + stamp.nanosec,
+                stamp_ns=_nanoseconds(message.header.stamp),
                 received_ns=received_ns,
                 skipped=message.skipped,
                 model=message.model,
@@ -132,8 +175,79 @@ class Listener:
             )
         )
 
+    def _ask(self, header: Header) -> None:
+        """Asks for tracks once, in the clip's frame for it or the first one after it that the node has processed."""
+        if self._asked:
+            return
+        stamp_ns = _nanoseconds(header.stamp)
+        first_ns = self.features[0].stamp_ns if self.features else stamp_ns
+        if round((stamp_ns - first_ns) / 1e9 * self._clip.rate) >= self._clip.query_frame:
+            self._queries.publish(queries_message(self._clip, header))
+            self._asked = True
+
+    def _on_points(self, message: PointTracks) -> None:
+        from rvm_core.tracking.base import PointTracks
+
+        received = self._of_stamp(message)
+        xy = np.stack([message.x, message.y], axis=-1).astype(np.float32)
+        received.tracks = replace(received.tracks, points=PointTracks(xy=xy, **_of_every_kind(message)))
+
+    def _on_boxes(self, message: BoxTracks) -> None:
+        from rvm_core.tracking.base import BoxTracks
+
+        received = self._of_stamp(message)
+        xyxy = np.stack([message.x_min, message.y_min, message.x_max, message.y_max], axis=-1).astype(np.float32)
+        received.tracks = replace(received.tracks, boxes=BoxTracks(xyxy=xyxy, **_of_every_kind(message)))
+
+    def _of_stamp(self, message: PointTracks | BoxTracks) -> ReceivedTracks:
+        from rvm_core.tracking.pixels import PixelTracks
+
+        stamp = _nanoseconds(message.header.stamp)
+        received = self.tracks.setdefault(stamp, ReceivedTracks(stamp_ns=stamp, tracks=PixelTracks()))
+        received.labels |= {id: label for id, label in zip(message.ids, message.labels, strict=True) if label}
+        return received
+
+    def _on_answers(self, message: QueryAnswers) -> None:
+        if message.request_id != _REQUEST:
+            return
+        names = {message.POINT: "point", message.BOX: "box"}
+        for kind, id, reason in zip(message.kind, message.ids, message.reason, strict=True):
+            self.answers.append(QueryAnswer(kind=names.get(kind, str(kind)), id=id, reason=reason))
+
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             values = {pair.key: pair.value for pair in status.values}
             self.diagnostics[status.name] = {**values, "message": status.message, "hardware_id": status.hardware_id}
         self.reports += 1
+
+
+def queries_message(clip: DemoClip, header: Header) -> TrackQueries:
+    """Asks for the points and boxes of the clip, in the frame with this header."""
+    from rvm_perception.msg import TrackQueries
+
+    message = TrackQueries(header=header, request_id=_REQUEST)
+    for given in clip.points:
+        x, y = given.pixels
+        message.point_x.append(x)
+        message.point_y.append(y)
+    message.point_labels = [given.label for given in clip.points]
+    for given in clip.boxes:
+        x_min, y_min, x_max, y_max = given.pixels
+        message.box_x_min.append(x_min)
+        message.box_y_min.append(y_min)
+        message.box_x_max.append(x_max)
+        message.box_y_max.append(y_max)
+    message.box_labels = [given.label for given in clip.boxes]
+    return message
+
+
+def _of_every_kind(message: PointTracks | BoxTracks) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "ids": np.asarray(message.ids, np.uint64),
+        "status": np.asarray(message.status, np.uint8),
+        "confidence": np.asarray(message.confidence, np.float32),
+    }
+
+
+def _nanoseconds(stamp: Time) -> int:
+    return int(stamp.sec) * 10**9 + int(stamp.nanosec)

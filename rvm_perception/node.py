@@ -6,8 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
@@ -26,40 +25,22 @@ from rvm_core.engines import Engine, EngineError, create_engine
 from rvm_core.engines.create import WARNING
 from rvm_core.engines.plan import describe
 from rvm_core.model import RVM
-from rvm_core.visualize import RunningPCA, overlay
+from rvm_core.tracking.base import Tracker
 from rvm_core.weights import find_weights
-from rvm_perception.conversions import ImageError, rgb_to_image
-from rvm_perception.diagnostics import CameraMeters, status
-from rvm_perception.msg import FeatureMap
+from rvm_perception.camera import Camera, CameraHistory, CameraTopics, ImageMessage
+from rvm_perception.conversions import ImageError
+from rvm_perception.diagnostics import CameraMeters, engine_status, explain_silence, status
 from rvm_perception.parameters import NodeParameters, ParameterError, declare_parameters, read_parameters
 from rvm_perception.processor import FrameProcessor, ModelIdentity, Result
+from rvm_perception.query_topics import QueryTopics
 from rvm_perception.stream import FrameRejected, Stream
+from rvm_perception.track_session import TrackSession, make_tracker
 
-OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 _WARN_PERIOD_S = 5.0
 _JOIN_TIMEOUT_S = 4.0
 
 # Progress is passed to the node's own logger; without a handler Python would print warnings once more.
 logging.getLogger("rvm_core").addHandler(logging.NullHandler())
-
-
-ImageMessage: TypeAlias = Image | CompressedImage
-
-
-@dataclass(kw_only=True)
-class Camera:
-    """One camera's own things."""
-
-    name: str
-    topic: str
-    """What is subscribed to, with the suffix of the transport."""
-    stream: Stream[ImageMessage]
-    features_publisher: Any
-    overlay_publisher: Any
-    subscription: Any = None
-    meters: CameraMeters = field(default_factory=CameraMeters)
-    pca: RunningPCA = field(default_factory=RunningPCA)
-    last_rejection: str = ""
 
 
 class RVMNode(LifecycleNode):
@@ -77,7 +58,8 @@ class RVMNode(LifecycleNode):
         self._identity: ModelIdentity | None = None
         self._processor: FrameProcessor | None = None
         self._cameras: list[Camera] = []
-        self._epochs: dict[str, int] = {}
+        self._histories: dict[str, CameraHistory] = {}
+        self._queries: QueryTopics | None = None
         self._wake = threading.Condition()
         self._stop_worker = False
         self._worker: threading.Thread | None = None
@@ -117,6 +99,8 @@ class RVMNode(LifecycleNode):
             camera.meters = CameraMeters()
             camera.subscription = self.create_subscription(message_type, camera.topic, self._receiver(camera), qos)
             self.get_logger().info(f"camera {camera.name}: waiting for images on {camera.subscription.topic_name}")
+        if self._queries is not None:
+            self._queries.open()
         self._stop_worker = False
         self._worker = threading.Thread(target=self._work, name="rvm_worker", daemon=True)
         self._worker.start()
@@ -155,22 +139,31 @@ class RVMNode(LifecycleNode):
         )
         self._processor = FrameProcessor(parameters, self._engine, self._identity)
         self._processor.warm_up()
-        for name, topic in parameters.cameras.items():
-            prefix = "~" if len(parameters.cameras) == 1 else f"~/{name}"
-            self._cameras.append(
-                Camera(
-                    name=name,
-                    topic=f"{topic}/compressed" if parameters.image_transport == "compressed" else topic,
-                    stream=Stream(max_gap=parameters.max_gap, epoch=self._epochs.get(name, 0)),
-                    features_publisher=self.create_lifecycle_publisher(FeatureMap, f"{prefix}/features", OUTPUT_QOS),
-                    overlay_publisher=self.create_lifecycle_publisher(Image, f"{prefix}/overlay", OUTPUT_QOS),
-                )
-            )
+        tracker = make_tracker(parameters, model.config.width)
+        self._cameras = [
+            self._create_camera(parameters, name, topic, tracker) for name, topic in parameters.cameras.items()
+        ]
+        if tracker is not None:
+            self._queries = QueryTopics(self, self._cameras, self._processor, self._wake_worker)
         self.parameters = parameters
         self.get_logger().info(
             f"{self._identity.name} on {describe(self._engine.spec)}, "
             f"input {parameters.height}x{parameters.width} ({parameters.resize_policy}), "
             f"ready in {time.monotonic() - start:.1f} s"
+        )
+
+    def _create_camera(self, parameters: NodeParameters, name: str, topic: str, tracker: Tracker[Any] | None) -> Camera:
+        prefix = "~" if len(parameters.cameras) == 1 else f"~/{name}"
+        history = self._histories.setdefault(name, CameraHistory())
+        session = None
+        if tracker is not None:
+            session = TrackSession(camera=name, tracker=tracker, parameters=parameters, ids=history.ids)
+        return Camera(
+            name=name,
+            topic=f"{topic}/compressed" if parameters.image_transport == "compressed" else topic,
+            stream=Stream(max_gap=parameters.max_gap, epoch=history.epoch, state=history.state),
+            topics=CameraTopics(self, prefix, tracking=tracker is not None, overlay_alpha=parameters.overlay_alpha),
+            session=session,
         )
 
     def _log_progress(self, line: str) -> None:
@@ -211,14 +204,17 @@ class RVMNode(LifecycleNode):
             if camera.stream.take() is not None:
                 camera.stream.reject("inactive")
             camera.stream.request_reset("deactivated")
+        if self._queries is not None and self._worker is None:
+            self._queries.close("the node was deactivated")
         self._report()
 
     def _release(self) -> None:
         for camera in self._cameras:
-            # A stream made for this camera later goes on counting where this one ended, as epochs never fall.
-            self._epochs[camera.name] = camera.stream.epoch + 1
-            self.destroy_lifecycle_publisher(camera.features_publisher)
-            self.destroy_lifecycle_publisher(camera.overlay_publisher)
+            self._histories[camera.name].keep(camera.stream)
+            camera.topics.destroy()
+        if self._queries is not None:
+            self._queries.destroy()
+            self._queries = None
         self._cameras = []
         self._processor = self._engine = self._identity = self.parameters = None
 
@@ -228,20 +224,30 @@ class RVMNode(LifecycleNode):
         def receive(message: ImageMessage) -> None:
             camera.meters.input.tick()
             camera.stream.offer(message)
-            with self._wake:
-                self._wake.notify()
+            self._wake_worker()
 
         return receive
+
+    def _wake_worker(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stop_worker or any(c.stream.has_frame for c in self._cameras))
+                self._wake.wait_for(lambda: self._stop_worker or self._has_work)
                 if self._stop_worker:
                     return
             for camera in self._in_turn():
                 if not self._stop_worker:
+                    if self._queries is not None:
+                        self._queries.carry_out()
                     self._process_waiting(camera)
+
+    @property
+    def _has_work(self) -> bool:
+        has_queries = self._queries is not None and self._queries.has_queries
+        return has_queries or any(camera.stream.has_frame for camera in self._cameras)
 
     def _in_turn(self) -> list[Camera]:
         """The cameras, each round starting with the next one, so that none is always last."""
@@ -254,14 +260,26 @@ class RVMNode(LifecycleNode):
             return
         assert self._processor is not None
         try:
-            result = self._processor.process(waiting, camera.stream)
+            result = self._processor.process(
+                waiting, camera.stream, camera.session, is_stopped=lambda: self._stop_worker
+            )
         except (ImageError, FrameRejected) as error:
             self._reject(camera, error.reason, str(error))
         except Exception as error:  # a live node never dies of one frame, whatever the runtime raises
             self._reject(camera, "engine", f"{type(error).__name__}: {error}")
         else:
-            if not self._stop_worker:
-                self._publish(camera, result)
+            self._answer(camera, result)
+
+    def _answer(self, camera: Camera, result: Result) -> None:
+        try:
+            self._publish(camera, result)
+            if self._queries is not None:
+                self._queries.carry_out_waiting(camera)
+        except Exception as error:  # the frame is committed: what cannot be published does not end the worker either
+            self.get_logger().error(
+                f"camera {camera.name}: cannot publish a frame, {type(error).__name__}: {error}",
+                throttle_duration_sec=_WARN_PERIOD_S,
+            )
 
     def _reject(self, camera: Camera, reason: str, message: str) -> None:
         camera.stream.reject(reason)
@@ -272,7 +290,7 @@ class RVMNode(LifecycleNode):
 
     def _publish(self, camera: Camera, result: Result) -> None:
         assert self._processor is not None and self.parameters is not None
-        camera.features_publisher.publish(self._processor.feature_map(camera.name, result))
+        camera.topics.publish_features(self._processor.feature_map(camera.name, result))
         age = self.get_clock().now() - Time.from_msg(result.header.stamp, clock_type=ClockType.ROS_TIME)
         camera.meters.add(result, latency_ms=age.nanoseconds / 1e6)
         step = result.step
@@ -282,12 +300,12 @@ class RVMNode(LifecycleNode):
             )
         if step.reset_reason is not None:
             self.get_logger().warning(f"camera {camera.name}: state reset ({step.reset_reason}), epoch {step.epoch}")
-            camera.pca = RunningPCA()
-        if camera.overlay_publisher.get_subscription_count():
-            camera.pca.update(result.grid)
-            colors = camera.pca.color(result.grid)
-            picture = overlay(result.image, colors, result.frame_map.grid_to_image, self.parameters.overlay_alpha)
-            camera.overlay_publisher.publish(rgb_to_image(picture, result.header))
+            camera.topics.reset_pictures()
+        messages = None
+        if camera.session is not None:
+            messages = self._processor.track_messages(camera.name, result, camera.session.tracker_name)
+            camera.topics.publish_tracks(messages)
+        camera.topics.publish_overlay(result, messages)
 
     # Services, parameters, diagnostics.
 
@@ -326,56 +344,24 @@ class RVMNode(LifecycleNode):
             failure = self._configure_failure
             level = DiagnosticStatus.ERROR if failure else DiagnosticStatus.STALE
             return status(level, name, f"cannot configure: {failure}" if failure else "not configured", "", {})
-        spec = self._engine.spec
-        values = {
-            "model": self._identity.name,
-            "weights": self.parameters.weights or f"random, seed {self.parameters.seed}",
-            "weights_hash": self._identity.weights_hash,
-            "backend": spec.backend,
-            "precision": spec.precision,
-            "device": spec.device,
-            "image_size": f"{self.parameters.height}x{self.parameters.width}",
-            "resize_policy": self.parameters.resize_policy,
-        }
-        if not self.parameters.weights:
-            message = "random weights: the features mean nothing; set the parameter weights"
-            return status(DiagnosticStatus.WARN, name, message, spec.device, values)
-        return status(DiagnosticStatus.OK, name, "ready", spec.device, values)
+        return engine_status(name, self._engine.spec, self._identity, self.parameters)
 
     def _camera_status(self, camera: Camera) -> DiagnosticStatus:
         assert self.parameters is not None
         values: dict[str, object] = {**camera.stream.ledger(), "epoch": camera.stream.epoch}
         values.update({f"rejected_{reason}": count for reason, count in sorted(camera.stream.rejected.items())})
         values.update(camera.meters.values())
+        values.update(camera.track_values())
         level, message = DiagnosticStatus.OK, "running"
         rejection, camera.last_rejection = camera.last_rejection, ""
         if camera.subscription is None:
             message = "inactive"
         elif camera.meters.input.age() > self.parameters.stall_timeout:
-            level, message = DiagnosticStatus.WARN, self._explain_silence(camera)
+            topic = camera.subscription.topic_name
+            publishers = self.get_publishers_info_by_topic(topic)
+            message = explain_silence(topic, camera.meters.input.age(), publishers, self.parameters)
+            level = DiagnosticStatus.WARN
             self.get_logger().warning(f"camera {camera.name}: {message}", throttle_duration_sec=_WARN_PERIOD_S)
         elif rejection:
             level, message = DiagnosticStatus.WARN, f"frame rejected, {rejection}"
         return status(level, f"{self._diagnostic_name}: camera {camera.name}", message, camera.topic, values)
-
-    def _explain_silence(self, camera: Camera) -> str:
-        """Why no image may be coming, and what to do."""
-        assert self.parameters is not None
-        topic = camera.subscription.topic_name
-        text = f"no image on {topic} for {camera.meters.input.age():.0f} s"
-        publishers = self.get_publishers_info_by_topic(topic)
-        if not publishers:
-            return f"{text}: nothing publishes there; check camera_topics, image_transport, namespace and ROS_DOMAIN_ID"
-        ours = self.parameters.input_reliability
-        theirs = ", ".join(
-            f"{info.node_name} ({info.topic_type}, {info.qos_profile.reliability.name.lower()})" for info in publishers
-        )
-        text = f"{text}: published by {theirs}; subscribed as {ours}"
-        if ours == "reliable" and any(i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for i in publishers):
-            return (
-                f"{text}; best-effort publishers do not reach reliable subscribers: set input_reliability:=best_effort"
-            )
-        expected = "CompressedImage" if self.parameters.image_transport == "compressed" else "Image"
-        if not any(info.topic_type == f"sensor_msgs/msg/{expected}" for info in publishers):
-            return f"{text}; expected sensor_msgs/msg/{expected}: check image_transport"
-        return f"{text}; large best-effort images get lost without the shared-memory profile config/fastdds.xml"

@@ -73,6 +73,28 @@ class NodeParameters:
     max_gap: float = _parameter(
         2.0, "Seconds between two stamps above which the state is reset; 0: never.", limits=(0.0, 3600.0)
     )
+    tracking: Literal["features", "none"] = _parameter(
+        "features",
+        "features follows points, boxes and masks by the features alone, without training; none: no tracking topics.",
+    )
+    point_head: str = _parameter("", "Checkpoint of a trained head that follows points; empty: no head.")
+    box_head: str = _parameter("", "Checkpoint of a trained head that follows boxes; empty: no head.")
+    track_context: int = _parameter(
+        8, "Frames that a track is matched with, beside the one it was added in; more cost more.", limits=(1, 64)
+    )
+    max_points: int = _parameter(256, "Points followed at once in each camera; more are refused.", limits=(0, 4096))
+    max_boxes: int = _parameter(32, "Boxes followed at once in each camera; more are refused.", limits=(0, 256))
+    max_masks: int = _parameter(16, "Masks followed at once in each camera; more are refused.", limits=(0, 256))
+    query_tolerance: float = _parameter(
+        0.05,
+        "Seconds between the stamp of a track query and the processed frame nearest to it; beyond it is refused.",
+        limits=(0.0, 10.0),
+    )
+    query_wait: float = _parameter(
+        1.0,
+        "Seconds that the stamp of a track query may be ahead of the newest processed frame: it waits for its own.",
+        limits=(0.0, 60.0),
+    )
     stall_timeout: float = _parameter(
         5.0, "Seconds without an image after which the node says so, and why.", limits=(0.5, 3600.0)
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from rvm_core.preprocess import FrameMap, Preprocess
 from rvm_perception.conversions import build_feature_map, compressed_to_rgb, image_to_rgb
 from rvm_perception.parameters import NodeParameters
 from rvm_perception.stream import FrameKey, FrameRejected, Step, Stream, Waiting
+from rvm_perception.track_messages import TrackMessages
+from rvm_perception.track_queries import Answers
+from rvm_perception.track_session import TrackSession, TrackState
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import CompressedImage, Image
@@ -33,6 +37,15 @@ class ModelIdentity:
     """As in FeatureMap.weights_hash."""
 
 
+class StreamState(NamedTuple):
+    """What a stream carries from frame to frame; committed as one."""
+
+    engine: Any
+    """The engine's state; None before the first frame."""
+    tracks: TrackState | None
+    """None without tracking."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What one processed frame gave."""
@@ -46,6 +59,9 @@ class Result:
     step: Step
     preprocess_ms: float
     engine_ms: float
+    tracks: TrackState | None = None
+    """Where the tracks are; None without tracking."""
+    tracking_ms: float = 0.0
 
     @property
     def grid(self) -> np.ndarray:
@@ -70,8 +86,17 @@ class FrameProcessor:
         black = np.zeros((1, self._parameters.height, self._parameters.width, 3), np.uint8)
         self._engine.step(black, self._engine.init_state())
 
-    def process(self, waiting: Waiting[ImageMessage], stream: Stream[ImageMessage]) -> Result:
-        """Steps a message that was taken from the stream, and commits the new state to it.
+    def process(
+        self,
+        waiting: Waiting[ImageMessage],
+        stream: Stream[ImageMessage],
+        session: TrackSession | None = None,
+        *,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> Result:
+        """Steps a message that was taken from the stream, and its tracks, and commits the new `StreamState` to it.
+
+        Where `is_stopped` by then, nothing is committed any more: what is committed is to be published.
 
         Raises `ImageError` for an image that cannot be read, `FrameRejected` for one that is not stepped, and whatever
         the engine raises. Nothing was committed then, and the caller writes the frame off in the stream.
@@ -89,22 +114,61 @@ class FrameProcessor:
         start = time.perf_counter()
         frame = self._preprocess(image)
         prepared = time.perf_counter()
-        state = self._engine.init_state() if step.state is None else step.state
+        state = self._engine.init_state() if step.state is None else step.state.engine
         features, state = self._engine.step(frame[None], state)
         tokens = features[0].cpu().numpy()
         stepped = time.perf_counter()
         if not np.isfinite(tokens).all():
             raise FrameRejected("not_finite", "the engine returned NaN or infinite features; the old state is kept")
-        stream.commit(step, state)
+        frame_map = self._preprocess.map(height, width)
+        tracks = None
+        if session is not None:
+            tracks = session.step(
+                tokens,
+                key=key,
+                epoch=step.epoch,
+                frame_map=frame_map,
+                before=stream.state.tracks if stream.state is not None else None,
+                fresh=step.state is None,
+            )
+        tracked = time.perf_counter()
+        if is_stopped():
+            raise FrameRejected("inactive", "the node was stopped during the step")
+        stream.commit(step, StreamState(engine=state, tracks=tracks))
         return Result(
             header=message.header,
             image=image,
-            frame_map=self._preprocess.map(height, width),
+            frame_map=frame_map,
             tokens=tokens,
             step=step,
             preprocess_ms=(prepared - start) * 1e3,
             engine_ms=(stepped - prepared) * 1e3,
+            tracks=tracks,
+            tracking_ms=(tracked - stepped) * 1e3,
         )
+
+    def apply_queries(self, stream: Stream[ImageMessage], session: TrackSession) -> list[Answers]:
+        """Carries out the requests stored in the session whose frame has been processed. Between two frames only."""
+        if not stream.goes_on:
+            # What would be added now would be lost with the next frame, so all wait for that one.
+            return []
+        state: StreamState = stream.state
+        tracks, answers = session.apply(state.tracks)
+        stream.amend(state._replace(tracks=tracks))
+        return answers
+
+    def track_messages(self, camera: str, result: Result, tracker: str) -> TrackMessages:
+        """The messages of a result with tracks; `tracker` is the name of what made them."""
+        assert result.tracks is not None
+        identity = {
+            "camera": camera,
+            "model": self._identity.name,
+            "weights_hash": self._identity.weights_hash,
+            "tracker": tracker,
+            "epoch": result.step.epoch,
+            "index": result.step.index,
+        }
+        return TrackMessages(result.tracks, result.header, identity)
 
     def feature_map(self, camera: str, result: Result) -> FeatureMap:
         """The message of a result."""

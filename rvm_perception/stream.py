@@ -72,9 +72,10 @@ class Stream(Generic[T]):
     Args:
         max_gap: seconds between two stamps above which the state is reset; 0: never.
         epoch: number of the first epoch.
+        state: what `state` is before the first frame. No step goes on from it.
     """
 
-    def __init__(self, *, max_gap: float, epoch: int = 0) -> None:
+    def __init__(self, *, max_gap: float, epoch: int = 0, state: Any = None) -> None:
         self._max_gap_ns = int(max_gap * 1e9)
         self._lock = threading.Lock()
         self._waiting: Waiting[T] | None = None
@@ -82,7 +83,7 @@ class Stream(Generic[T]):
         self._last: FrameKey | None = None
         self._last_sequence = 0
         self._late_in_a_row = 0
-        self._state: Any = None
+        self._state = state
         self._index = 0
         self.epoch = epoch
         self.received = 0
@@ -114,6 +115,20 @@ class Stream(Generic[T]):
         with self._lock:
             if self._last is not None:
                 self._requested_reset = reason
+
+    @property
+    def state(self) -> Any:
+        """The state after the last committed frame, also while a reset is due; that given at first before any frame."""
+        return self._state
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a state that the next frame may go on from: a frame was committed and no reset requested."""
+        return self._last is not None and self._requested_reset is None
+
+    def amend(self, state: Any) -> None:
+        """Replaces the state between two frames, for what is asked of it meanwhile; epoch and index go on."""
+        self._state = state
 
     def plan(self, key: FrameKey, sequence: int) -> Step:
         """Decides how to step a frame that was taken.

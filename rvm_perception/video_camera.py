@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--topic", default="/camera/image_raw", help="default: %(default)s")
     parser.add_argument("--rate", type=_positive_float, help="frames per second; default: the video's own")
     parser.add_argument("--loop", action="store_true", help="start again at the end; stamps go on rising")
+    parser.add_argument(
+        "--first-frame", type=_not_negative_int, default=0, metavar="N", help="begin with frame N of the video, from 0"
+    )
     parser.add_argument("--max-frames", type=_positive_int, metavar="N", help="stop after N frames")
     parser.add_argument("--compressed", action="store_true", help="JPEG on <topic>/compressed instead of raw images")
     parser.add_argument(
@@ -173,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     options = make_parser().parse_args(remove_ros_args(arguments)[1:])
     try:
         info = video_info(options.video)
+        if info.frames and options.first_frame >= info.frames:
+            raise VideoError(f"{options.video} has {info.frames} frames, so no frame {options.first_frame}")
     except VideoError as error:
         print(f"video_camera: {error}", file=sys.stderr)
         return VIDEO_ERROR
@@ -192,7 +198,8 @@ def main(argv: list[str] | None = None) -> int:
             log.warning(f"nobody subscribed to {camera.topic} within {options.wait_for_subscriber:g} s; playing anyway")
         published, late = play(camera, options, rate, stop, stamps)
         log.info(f"published {published} frames, {late} of them late by more than a frame")
-        expected = min(options.max_frames or info.frames, info.frames)
+        announced = max(0, info.frames - options.first_frame)
+        expected = min(options.max_frames or announced, announced)
         if published < expected and not stop.is_set():
             log.warning(f"{options.video} announces {info.frames} frames, but only {published} could be decoded")
     print(json.dumps({"published": published, "late": late}), flush=True)
@@ -209,7 +216,7 @@ def play(
     """
     published = late = 0
     start = time.monotonic()
-    for number, frame in _frames(options.video, options.loop):
+    for number, frame in _frames(options.video, options.first_frame, options.loop):
         wait = start + published / rate - time.monotonic()
         if stop.wait(max(wait, 0.0)):
             break
@@ -227,11 +234,14 @@ def play(
     return published, late
 
 
-def _frames(video: Path, loop: bool) -> Iterator[tuple[int, UInt8Array]]:
-    """Numbers and frames of the video, over and over if it loops."""
-    yield from enumerate(read_frames(video))
-    while loop:
-        yield from enumerate(read_frames(video))
+def _frames(video: Path, first: int, loop: bool) -> Iterator[tuple[int, UInt8Array]]:
+    """Numbers and frames of the video from the first one on, over and over if it loops."""
+    number = -1
+    while True:
+        for number, frame in islice(enumerate(read_frames(video)), first, None):
+            yield number, frame
+        if number < 0 or not loop:
+            return
 
 
 def _wait_for_subscriber(camera: VideoCamera, seconds: float, stop: threading.Event) -> bool:
@@ -297,6 +307,13 @@ def _positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number over 0, got {text}")
+    return value
+
+
+def _not_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
     return value
 
 

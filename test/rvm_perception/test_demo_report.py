@@ -9,7 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from rvm_perception.demo_listener import ReceivedFeatures
+from rvm_core.tracking.base import BoxTracks, PointTracks, Status
+from rvm_core.tracking.pixels import PixelTracks
+from rvm_perception.demo_clip import DemoClip
+from rvm_perception.demo_listener import QueryAnswer, ReceivedFeatures, ReceivedTracks
 from rvm_perception.demo_report import (
     PublishedFrame,
     Recording,
@@ -20,6 +23,7 @@ from rvm_perception.demo_report import (
     write_film,
     write_stills,
 )
+from rvm_perception.track_arguments import Given
 from rvm_perception.video import read_frames
 from video_clip import FRAMES, HEIGHT, RATE, WIDTH, level_of, make_clip
 
@@ -45,6 +49,25 @@ def received(stamp_ms: float, latency_ms: float, *, skipped: int = 0, value: flo
     )
 
 
+def clip_of(video: Path, rate: float = RATE, queries: int = 0) -> DemoClip:
+    points = [Given((10, 10), "")] * queries
+    return DemoClip(video=video, rate=rate, frames=FRAMES, size=(HEIGHT, WIDTH), points=points)
+
+
+def tracked(stamp_ms: float, *, status: Status = Status.VISIBLE, box: bool = True) -> ReceivedTracks:
+    """A point in the lower right, and a box around most of the image."""
+    common = {"status": np.full(1, status, np.uint8), "confidence": np.ones(1, np.float32)}
+    points = PointTracks(ids=np.array([2], np.uint64), xy=np.array([[WIDTH - 12, HEIGHT - 8]], np.float32), **common)
+    xyxy = np.array([[2, 2, WIDTH - 3, HEIGHT - 3]], np.float32)
+    boxes = BoxTracks(ids=np.array([5], np.uint64), xyxy=xyxy, **common) if box else BoxTracks()
+    tracks = PixelTracks(points=points, boxes=boxes)
+    return ReceivedTracks(stamp_ns=round(stamp_ms * 1e6), tracks=tracks, labels={5: "frame"} if box else {})
+
+
+def by_stamp(*received: ReceivedTracks) -> dict[int, ReceivedTracks]:
+    return {tracks.stamp_ns: tracks for tracks in received}
+
+
 def published(count: int) -> list[PublishedFrame]:
     return [PublishedFrame(frame=i, stamp_ns=i * 40 * 10**6) for i in range(count)]
 
@@ -68,16 +91,31 @@ def test_stamps_are_read_as_the_camera_writes_them(tmp_path: Path) -> None:
 def test_summary_counts_every_loss_and_the_latencies() -> None:
     camera = {"received": "98", "processed": "41", "dropped": "55", "rejected": "2", "resets": "0"}
     recording = Recording(
-        video=Path("bikes.mp4"),
-        rate=25.0,
+        clip=clip_of(Path("bikes.mp4"), 25.0, queries=3),
         camera_topic="/camera/image_raw",
         published=published(100),
         features=[received(40 * i, latency) for i, latency in enumerate(range(1, 41))],
         diagnostics={
             "rvm: engine": {"hardware_id": "cpu", "model": "rvm_s16 (random weights)", "backend": "torch"},
             "rvm: camera other": {"hardware_id": "/other/image_raw", "received": "7"},
-            "rvm: camera camera": {"hardware_id": "/camera/image_raw", "engine_ms_p50": "31.50", **camera},
+            "rvm: camera camera": {
+                "hardware_id": "/camera/image_raw",
+                "engine_ms_p50": "31.50",
+                "tracking_ms_p95": "4.20",
+                **camera,
+            },
         },
+        tracks=by_stamp(
+            tracked(120, status=Status.OCCLUDED),
+            tracked(160),
+            tracked(200, box=False),
+            tracked(240, status=Status.LOST),
+        ),
+        answers=[
+            QueryAnswer(kind="point", id=2, reason=""),
+            QueryAnswer(kind="box", id=5, reason=""),
+            QueryAnswer(kind="box", id=0, reason="box (1, 1, 1, 1) is empty"),
+        ],
         node_exit_code=0,
     )
     summary = summarize(recording)
@@ -87,18 +125,34 @@ def test_summary_counts_every_loss_and_the_latencies() -> None:
     assert summary["features_without_frame"] == 0
     assert summary["stamp_to_features_received_ms"] == {"p50": 20.5, "p95": 38.05, "max": 40.0}
     assert summary["engine_ms"] == {"p50": 31.5, "p95": None}
+    assert summary["tracking_ms"] == {"p50": None, "p95": 4.2}
     assert summary["random_weights"] is True and summary["backend"] == "torch"
+    assert summary["queries"] == {"sent": 3, "accepted": 2, "refused": ["box: box (1, 1, 1, 1) is empty"]}
+    assert summary["frames_with_tracks"] == 4 and summary["tracks_per_frame"] == 1.25
+    assert summary["tracks"] == [
+        {"id": 2, "kind": "point", "label": "", "frames": 3, "visible": 2},
+        {"id": 5, "kind": "box", "label": "frame", "frames": 2, "visible": 1},
+    ]
     table = format_table(summary)
-    for text in ("100 at 25 Hz (bikes.mp4)", "p50 20.5 ms, p95 38.05 ms", "55 (a newer frame", "rvm weights"):
+    for text in (
+        "100 at 25 Hz (bikes.mp4)",
+        "p50 20.5 ms, p95 38.05 ms",
+        "55 (a newer frame",
+        "3 sent, 2 accepted, 1 refused; box: box (1, 1, 1, 1) is empty",
+        "box 5 frame",
+        "visible in 1 of 2 frames",
+        "rvm weights",
+    ):
         assert text in table
 
 
 def test_summary_without_diagnostics_admits_what_it_does_not_know() -> None:
-    recording = Recording(video=Path("a.mp4"), rate=10.0, camera_topic="/camera/image_raw", published=published(3))
+    recording = Recording(clip=clip_of(Path("a.mp4"), 10.0), camera_topic="/camera/image_raw", published=published(3))
     summary = summarize(recording)
     assert summary["node"]["received"] is None and summary["lost_before_node"] is None
     assert summary["model"] is None and summary["random_weights"] is None
-    assert summary["stamp_to_features_received_ms"]["p50"] is None
+    assert summary["stamp_to_features_received_ms"]["p50"] is None and summary["tracking_ms"]["p50"] is None
+    assert summary["frames_with_tracks"] == 0 and summary["tracks"] == []
     json.dumps(summary, allow_nan=False)
     assert "?" in format_table(summary)
 
@@ -107,8 +161,7 @@ def test_film_shows_each_feature_map_beside_the_frame_with_its_stamp(video: Path
     pytest.importorskip("av", reason="the demo writes its film with PyAV (extra: demo)")
     shown = [2, 3, 11, 24]
     recording = Recording(
-        video=video,
-        rate=RATE,
+        clip=clip_of(video),
         camera_topic="/camera/image_raw",
         published=published(FRAMES),
         features=[received(40 * i, 5) for i in shown],
@@ -124,10 +177,28 @@ def test_film_shows_each_feature_map_beside_the_frame_with_its_stamp(video: Path
     np.testing.assert_allclose(np.diff(times), np.diff(shown) * 40.0, atol=1)
 
 
+def test_tracks_are_drawn_on_the_frames_that_they_belong_to(video: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the demo writes its film with PyAV (extra: demo)")
+    recording = Recording(
+        clip=clip_of(video),
+        camera_topic="/camera/image_raw",
+        published=published(6),
+        features=[received(40 * i, 5) for i in range(6)],
+        tracks=by_stamp(tracked(120), tracked(160)),
+    )
+    write_film(tmp_path / "film.mp4", recording)
+    # Of the point's place, how far the colour is from the frame's own.
+    place = (slice(HEIGHT - 10, HEIGHT - 6), slice(WIDTH - 14, WIDTH - 10))
+    images = [image.astype(int) for image in read_frames(tmp_path / "film.mp4")]
+    differences = [np.abs(image[place] - level_of(i)).mean() for i, image in enumerate(images)]
+    assert max(differences[i] for i in (0, 1, 2, 5)) < 20 < 40 < min(differences[3:5]), differences
+    painted = [image[:, WIDTH + 4 :] for image in images]
+    assert np.abs(painted[3] - painted[2]).mean() < 60, "the features' half shows no tracks"
+
+
 def test_stills_show_some_moments(video: Path, tmp_path: Path) -> None:
     recording = Recording(
-        video=video,
-        rate=RATE,
+        clip=clip_of(video),
         camera_topic="/camera/image_raw",
         published=published(FRAMES),
         features=[received(40 * i, 5) for i in range(FRAMES)],

@@ -186,7 +186,7 @@ def test_diagnostics_name_the_engine(client: Client) -> None:
 
 def test_compressed_images(ros_environment: dict[str, str], clip: list[np.ndarray]) -> None:
     direct = Direct()
-    parameters = {**NODE, "image_transport": "compressed"}
+    parameters = {**NODE, "image_transport": "compressed", "tracking": "none"}
     with (
         NodeProcess(ros_environment, name="compressed", **parameters),
         Client("compressed", topic="/compressed_camera/image/compressed") as client,
@@ -196,6 +196,9 @@ def test_compressed_images(ros_environment: dict[str, str], clip: list[np.ndarra
             data = cv2.imencode(".png", frame)[1].tobytes()
             message = CompressedImage(header=header(i), format="bgr8; png compressed bgr8", data=data)
             direct.assert_equal(client.exchange(message), frame)
+        topics = [name for name, _ in client.node.get_topic_names_and_types()]
+        assert "/compressed/features" in topics
+        assert not [name for name in topics if name.startswith("/compressed/") and "track" in name]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -281,6 +284,7 @@ def test_lifecycle_keeps_epochs_growing(ros_environment: dict[str, str], clip: l
         ({"weights": "/nowhere/rvm.npz"}, "/nowhere/rvm.npz"),
         ({"heigth": 64}, "unknown parameters: heigth"),
         ({"resize_policy": "zoom"}, "resize_policy must be one of"),
+        ({**NODE, "point_head": "/nowhere/head.npz"}, "/nowhere/head.npz"),
         ({"device": "cuda:99"}, "cuda:99"),
     ],
 )

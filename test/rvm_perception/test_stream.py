@@ -105,6 +105,33 @@ def test_a_step_that_is_not_committed_changes_nothing() -> None:
     assert stream.plan(key(80), 3) == before
 
 
+def test_an_amended_state_is_stepped_on_from() -> None:
+    stream: Stream[FrameKey] = Stream(max_gap=1.0)
+    run(stream, [key(0)])
+    stream.amend("amended")
+    step = stream.plan(key(40), 2)
+    assert (step.state, step.epoch, step.index) == ("amended", 0, 1)
+    assert stream.state == "amended"
+
+
+def test_a_state_given_at_first_is_kept_but_never_stepped_from() -> None:
+    stream: Stream[FrameKey] = Stream(max_gap=1.0, epoch=3, state="of before")
+    assert stream.state == "of before" and stream.plan(key(0), 1).state is None
+    run(stream, [key(0)])
+    assert stream.state == (0,)
+
+
+def test_a_state_goes_on_between_its_first_frame_and_a_reset() -> None:
+    stream: Stream[FrameKey] = Stream(max_gap=1.0)
+    assert not stream.goes_on
+    run(stream, [key(0)])
+    assert stream.goes_on
+    stream.request_reset("service")
+    assert not stream.goes_on
+    run(stream, [key(40)])
+    assert stream.goes_on
+
+
 STAMPS = st.lists(st.one_of(st.integers(-3000, 3000), st.sampled_from([0, 40, 80, 120, 999, 1000, 1001])), max_size=40)
 
 

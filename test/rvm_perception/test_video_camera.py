@@ -191,7 +191,8 @@ def test_video_that_cannot_be_played(tmp_path: Path, content: bytes | None, mess
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rate", "0"], ["--rate", "inf"], ["--max-frames", "0"], ["--encoding", "x"], []]
+    "arguments",
+    [["--rate", "0"], ["--rate", "inf"], ["--max-frames", "0"], ["--first-frame", "-1"], ["--encoding", "x"], []],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -240,14 +241,19 @@ class FakeTime:
 
 
 def play(
-    video: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeTime, durations: Iterator[float], **options: object
+    video: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: FakeTime,
+    durations: Iterator[float],
+    stamps: Any = None,
+    **options: object,
 ) -> tuple[list[float], tuple[int, int]]:
     """Times of publication since the start, and the result, at 10 Hz."""
     monkeypatch.setattr(video_camera, "time", SimpleNamespace(monotonic=clock.monotonic))
     camera: Any = FakeCamera(clock, durations)
-    values = SimpleNamespace(**{"video": video, "loop": False, "max_frames": None, **options})
+    values = SimpleNamespace(**{"video": video, "loop": False, "first_frame": 0, "max_frames": None, **options})
     stop: Any = clock
-    result = video_camera.play(camera, values, 10.0, stop)  # type: ignore[arg-type]
+    result = video_camera.play(camera, values, 10.0, stop, stamps)  # type: ignore[arg-type]
     return [at - 100.0 for at in camera.times], result
 
 
@@ -275,6 +281,35 @@ def test_max_frames_bounds_the_play(
 ) -> None:
     times, result = play(video, monkeypatch, FakeTime(), itertools.repeat(0.0), **options)
     assert result == (expected, 0) and len(times) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, list(range(FRAMES - 3, FRAMES))),
+        ({"loop": True, "max_frames": 7}, [*range(FRAMES - 3, FRAMES)] * 2 + [FRAMES - 3]),
+        ({"max_frames": 2}, [FRAMES - 3, FRAMES - 2]),
+    ],
+)
+def test_play_begins_with_the_first_frame_asked_for(
+    video: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], expected: list[int]
+) -> None:
+    rows: list[tuple[int, int, int]] = []
+    stamps = SimpleNamespace(writerow=rows.append)
+    play(video, monkeypatch, FakeTime(), itertools.repeat(0.0), stamps, first_frame=FRAMES - 3, **options)
+    assert [(index, frame) for index, frame, _ in rows] == list(enumerate(expected))
+
+
+def test_first_frame_after_the_end_is_an_error(video: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with undisturbed_signals():
+        arguments = ["--video", str(video), "--first-frame", str(FRAMES)]
+        assert video_camera.main(arguments) == video_camera.VIDEO_ERROR
+    assert f"has {FRAMES} frames, so no frame {FRAMES}" in capfd.readouterr().err
+    # A file that does not say how long it is: nothing is played, even in a loop.
+    times, result = play(
+        video, monkeypatch, FakeTime(), itertools.repeat(0.0), first_frame=FRAMES, loop=True, max_frames=3
+    )
+    assert times == [] and result == (0, 0)
 
 
 def test_stop_ends_the_play_between_frames(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,197 @@
+"""Points followed by the similarity of features: positions finer than a cell, and whether a point is seen.
+
+Shapes: P points, N = h * w cells, D width. Coordinates are those of the grid, see `base`.
+
+A point is looked for with two templates: its feature in the frame it was given in, which never drifts, and its feature
+where it was seen last, which knows its present look. The cells around its last place come first; the longer it has not
+been seen, the larger that region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rvm_core.tracking.base import PointTracks, Status
+from rvm_core.tracking.matching import FrameKeys
+
+_REACH = 2.3
+"""Cells around the best match that its position is the mean of."""
+_SHARPNESS = 0.2
+"""Temperature of that mean, in relative similarity."""
+_STRAY = 1.0
+"""Standard deviation of a point's step from frame to frame, cells, as far as the search believes in it."""
+_SPREAD = 0.5
+"""By how much that grows with each frame in which the point is not seen, cells."""
+_RENEWAL = 0.1
+"""Share of the newest look in the second template."""
+_FAR = 5.0
+"""Larger forward-backward distances tell no more than this one, cells."""
+
+VISIBILITY = (6.0, 4.0, -0.5, -3.0)
+"""Logistic coefficients of `Points.evidence`, the constant last, for whether a point is visible."""
+CONFIDENCE = (6.0, 4.0, -2.5, -3.0)
+"""The same for whether it is visible and found to half a cell. Both come from rvm_training/calibrate_tracker.py."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Every tracked point; entries i belong together."""
+
+    ids: np.ndarray
+    """uint64 (P,)."""
+    starts: tuple[FrameKeys, ...]
+    """The frame each was given in, the same object for those given in the same frame."""
+    origin: Tensor
+    """float32 (P, 2): where each was given."""
+    shift: Tensor
+    """float32 (P, 2): from where the search finds each in its first frame to where it was given."""
+    first_look: Tensor
+    """float32 (P, D), L2-normalised."""
+    last_look: Tensor
+    """float32 (P, D), L2-normalised."""
+    xy: Tensor
+    """float32 (P, 2): where each was seen last."""
+    unseen: Tensor
+    """float32 (P,): for how many frames each has not been seen."""
+    evidence: Tensor
+    """float32 (P, 3): how similar the best match is to the first look and to the last one, 1 where equal and 0 where no
+    more than the average cell is; how far from its origin it is found again in the first frame, cells."""
+
+    @classmethod
+    def none(cls) -> Points:
+        """No points."""
+        pairs, looks, numbers = torch.zeros(0, 2), torch.zeros(0, 0), torch.zeros(0)
+        return cls(np.zeros(0, np.uint64), (), pairs, pairs, looks, looks, pairs, numbers, torch.zeros(0, 3))
+
+    def joined(self, others: Points) -> Points:
+        """These points and others."""
+        if not len(self.ids) or not len(others.ids):
+            return self if len(self.ids) else others
+        return Points(
+            np.concatenate([self.ids, others.ids]),
+            self.starts + others.starts,
+            *(torch.cat([getattr(self, name), getattr(others, name)]) for name in _TENSORS),
+        )
+
+    def without(self, ids: Collection[int]) -> Points:
+        """The points with other ids."""
+        kept = np.flatnonzero(~np.isin(self.ids, np.array(list(ids), np.uint64)))
+        index = torch.from_numpy(kept).to(self.xy.device)
+        tensors = (getattr(self, name)[index] for name in _TENSORS)
+        return Points(self.ids[kept], tuple(self.starts[i] for i in kept), *tensors)
+
+    def tracks(self) -> PointTracks:
+        """Where the points are in the newest frame."""
+        seen = self.unseen == 0
+        status = torch.where(seen, int(Status.VISIBLE), int(Status.OCCLUDED))
+        return PointTracks(
+            ids=self.ids,
+            xy=self.xy.cpu().numpy(),
+            status=status.to(torch.uint8).cpu().numpy(),
+            confidence=_logistic(self.evidence, CONFIDENCE).cpu().numpy(),
+        )
+
+
+_TENSORS = tuple(field.name for field in fields(Points))[2:]
+"""The fields that are tensors, in their order."""
+
+
+class PointMatcher:
+    """Finds points in the next frame. Holds no state."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self._height, self._width = grid
+        rows, columns = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
+        self._centres = torch.stack([columns, rows], dim=-1).reshape(-1, 2)
+        """float32 (N, 2)."""
+
+    def add(self, ids: Sequence[int], xy: np.ndarray, keys: FrameKeys) -> Points:
+        """Points that are given at xy (P, 2) in the frame of `keys`."""
+        origin = torch.as_tensor(xy, dtype=torch.float32, device=keys.exact.device).reshape(-1, 2)
+        look = self._look(keys, origin)
+        found, _ = self._refine(_relative(look @ keys.exact.T), origin, None)
+        unseen = torch.zeros(len(origin), device=origin.device)
+        starts = (keys,) * len(origin)
+        evidence = torch.tensor([1.0, 1.0, 0.0], device=origin.device).expand(len(origin), 3)
+        return Points(np.array(ids, np.uint64), starts, origin, origin - found, look, look, origin, unseen, evidence)
+
+    def step(self, points: Points, keys: FrameKeys) -> Points:
+        """The points in the next frame."""
+        if not len(points.ids):
+            return points
+        cells = keys.exact
+        first, last = _relative(points.first_look @ cells.T), _relative(points.last_look @ cells.T)
+        similarity = (first + last) / 2
+        found, best = self._refine(similarity, points.xy, _STRAY + _SPREAD * points.unseen)
+        found = self._inside(found + points.shift)
+        look = self._look(keys, found)
+        evidence = torch.stack(
+            [first.gather(1, best)[:, 0], last.gather(1, best)[:, 0], self._return_distance(points, look)], dim=1
+        )
+        seen = _logistic(evidence, VISIBILITY) >= 0.5
+        renewed = F.normalize(torch.lerp(points.last_look, look, _RENEWAL), dim=-1)
+        return replace(
+            points,
+            xy=torch.where(seen[:, None], found, points.xy),
+            last_look=torch.where(seen[:, None], renewed, points.last_look),
+            unseen=torch.where(seen, 0.0, points.unseen + 1),
+            evidence=evidence,
+        )
+
+    def _return_distance(self, points: Points, look: Tensor) -> Tensor:
+        """How far from its origin what was found is found again in the first frame, in cells, (P,)."""
+        starts: dict[int, list[int]] = {}
+        for index, start in enumerate(points.starts):
+            starts.setdefault(id(start), []).append(index)
+        similarity = torch.empty(len(points.ids), len(self._centres), device=look.device)
+        for group in starts.values():
+            similarity[group] = look[group] @ points.starts[group[0]].exact.T
+        back, _ = self._refine(_relative(similarity), points.origin, None)
+        return (back + points.shift - points.origin).norm(dim=-1).clamp(max=_FAR)
+
+    def _refine(self, similarity: Tensor, around: Tensor, stray: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Position (P, 2) of the best match, by similarities (P, N), and its cell (P, 1).
+
+        `stray` (P,): standard deviation, in cells, of the places to expect around `around` (P, 2); None: any place.
+        """
+        centres = self._centres = self._centres.to(similarity.device)
+        expected = similarity
+        if stray is not None:
+            distance = torch.cdist(around, centres) / stray[:, None]
+            expected = similarity - _SHARPNESS * distance.square() / 2
+        best = expected.argmax(dim=1, keepdim=True)
+        near = torch.cdist(centres[best[:, 0]], centres) <= _REACH
+        weight = (similarity / _SHARPNESS).masked_fill(~near, -torch.inf).softmax(dim=1)
+        return weight @ centres, best
+
+    def _look(self, keys: FrameKeys, xy: Tensor) -> Tensor:
+        """Features (P, D) at xy (P, 2), between the centres of cells bilinear, L2-normalised."""
+        place = (xy - 0.5).clamp(min=0)
+        column, row = place[:, 0].clamp(max=self._width - 1), place[:, 1].clamp(max=self._height - 1)
+        left, top = column.floor().long(), row.floor().long()
+        right, bottom = (left + 1).clamp(max=self._width - 1), (top + 1).clamp(max=self._height - 1)
+        across, down = (column - left)[:, None], (row - top)[:, None]
+        grid = keys.exact.unflatten(0, (self._height, self._width))
+        upper = torch.lerp(grid[top, left], grid[top, right], across)
+        lower = torch.lerp(grid[bottom, left], grid[bottom, right], across)
+        return F.normalize(torch.lerp(upper, lower, down), dim=-1)
+
+    def _inside(self, xy: Tensor) -> Tensor:
+        return torch.stack([xy[:, 0].clamp(0, self._width), xy[:, 1].clamp(0, self._height)], dim=1)
+
+
+def _logistic(evidence: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    weights = torch.tensor(coefficients, device=evidence.device)
+    return (evidence @ weights[:-1] + weights[-1]).sigmoid()
+
+
+def _relative(similarity: Tensor) -> Tensor:
+    """Similarities (P, N) on a scale on which a frame's mean is 0 and equality is 1, whatever all cells share."""
+    mean = similarity.mean(dim=1, keepdim=True)
+    return (similarity - mean) / (1 - mean).clamp(min=1e-6)

@@ -1,0 +1,133 @@
+"""One camera of the node: its stream, its tracks, its measurements and the topics on which its results go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from rvm_core.draw_tracks import TrackTails, draw_tracks
+from rvm_core.visualize import RunningPCA, overlay
+from rvm_perception.conversions import rgb_to_image
+from rvm_perception.diagnostics import CameraMeters
+from rvm_perception.msg import BoxTracks, FeatureMap, MaskTracks, PointTracks
+from rvm_perception.processor import Result, StreamState
+from rvm_perception.stream import Stream
+from rvm_perception.track_ids import IdLedger
+from rvm_perception.track_messages import TrackMessages, vision_messages
+from rvm_perception.track_queries import TRACKED, Kind
+from rvm_perception.track_session import TrackSession, TrackState
+
+ImageMessage: TypeAlias = Image | CompressedImage
+
+OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+
+@dataclass(kw_only=True)
+class CameraHistory:
+    """What of a camera outlives its stream, as epochs never fall and ids are never used again."""
+
+    epoch: int = 0
+    """Number of the next epoch."""
+    ids: IdLedger = field(default_factory=IdLedger)
+    state: StreamState | None = None
+    """The last one: its tracks have ended, but nobody has been told yet."""
+
+    def keep(self, stream: Stream[ImageMessage]) -> None:
+        """Takes over from a stream that ends."""
+        self.epoch = stream.epoch + 1
+        if stream.state is not None and stream.state.tracks is not None:
+            self.state = StreamState(engine=None, tracks=TrackState(live=stream.state.tracks.live))
+
+
+class CameraTopics:
+    """The publishers of one camera. Pictures are made only while someone listens."""
+
+    def __init__(self, node: LifecycleNode, prefix: str, *, tracking: bool, overlay_alpha: float) -> None:
+        def publisher(kind: Any, name: str) -> Any:
+            return node.create_lifecycle_publisher(kind, f"{prefix}/{name}", OUTPUT_QOS)
+
+        self._node = node
+        self._overlay_alpha = overlay_alpha
+        self._vision = vision_messages() if tracking else None
+        self._features = publisher(FeatureMap, "features")
+        self._overlay = publisher(Image, "overlay")
+        self._tracks: dict[str, Any] = {}
+        if tracking:
+            kinds = {"point_tracks": PointTracks, "box_tracks": BoxTracks, "mask_tracks": MaskTracks, "mask": Image}
+            if self._vision is not None:
+                kinds["detections"] = self._vision.Detection2DArray
+            self._tracks = {name: publisher(kind, name) for name, kind in kinds.items()}
+        self._pca, self._tails = RunningPCA(), TrackTails()
+
+    def publish_features(self, message: FeatureMap) -> None:
+        self._features.publish(message)
+
+    def publish_tracks(self, messages: TrackMessages) -> None:
+        """Publishes each kind of tracks of which there is something to say."""
+        if Kind.POINT in messages.reported:
+            self._tracks["point_tracks"].publish(messages.points())
+        if Kind.BOX in messages.reported:
+            self._tracks["box_tracks"].publish(messages.boxes())
+            if self._vision is not None:
+                self._tracks["detections"].publish(messages.detections(self._vision))
+        if Kind.MASK in messages.reported:
+            self._tracks["mask_tracks"].publish(messages.masks())
+            if self._tracks["mask"].get_subscription_count():
+                self._tracks["mask"].publish(messages.mask_image())
+
+    def publish_overlay(self, result: Result, messages: TrackMessages | None) -> None:
+        """Publishes the features as colours over the frame, and the tracks on top."""
+        if not self._overlay.get_subscription_count():
+            return
+        self._pca.update(result.grid)
+        colors = self._pca.color(result.grid)
+        picture = overlay(result.image, colors, result.frame_map.grid_to_image, self._overlay_alpha)
+        if messages is not None:
+            self._tails.update(messages.pixels, result.step.epoch)
+            segments = messages.segments if len(messages.pixels.masks.ids) else None
+            picture = draw_tracks(
+                picture, messages.pixels, tails=self._tails, labels=messages.labels, segments=segments
+            )
+        self._overlay.publish(rgb_to_image(picture, result.header))
+
+    def reset_pictures(self) -> None:
+        """Starts the colours anew, as after a reset."""
+        self._pca = RunningPCA()
+
+    def destroy(self) -> None:
+        for publisher in (self._features, self._overlay, *self._tracks.values()):
+            self._node.destroy_lifecycle_publisher(publisher)
+
+
+@dataclass(kw_only=True)
+class Camera:
+    """One camera's own things."""
+
+    name: str
+    topic: str
+    """What is subscribed to, with the suffix of the transport."""
+    stream: Stream[ImageMessage]
+    topics: CameraTopics
+    session: TrackSession | None
+    """None without tracking."""
+    subscription: Any = None
+    meters: CameraMeters = field(default_factory=CameraMeters)
+    last_rejection: str = ""
+
+    def track_values(self) -> dict[str, object]:
+        """What diagnostics say about its tracks."""
+        if self.session is None:
+            return {}
+        state = self.stream.state
+        live = state.tracks.live if state is not None and state.tracks is not None else {}
+        kinds = [track.kind for track in live.values()]
+        return {
+            **{f"{kind.name.lower()}_tracks": kinds.count(kind) for kind in TRACKED},
+            "queries_accepted": self.session.accepted,
+            "queries_refused": self.session.refused,
+            "queries_waiting": self.session.waiting,
+        }

@@ -1,0 +1,1 @@
+"""Video with ground truth to train on and to measure with."""

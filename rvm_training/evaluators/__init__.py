@@ -1,0 +1,1 @@
+"""What is measured: one benchmark or metric a file."""
