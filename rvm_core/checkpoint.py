@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rvm_core.atomic import atomic_file
+from rvm_core.checkpoint_checks import describe, match_tensors, read_parameters, tensors_hash
 from rvm_core.checkpoint_names import OFFICIAL, OWN, Layout, Parameter, make_config, sizes_of
 from rvm_core.config import RVMConfig
 from rvm_core.model import RVM
@@ -33,7 +33,6 @@ FORMAT_VERSION = "1"
 """Of the .safetensors layout: names, shapes and metadata. Grows when an older reader would misread a file."""
 
 SUFFIXES = (".npz", ".safetensors")
-_DTYPES = ("float32", "float16", "bfloat16")
 
 Progress = Callable[[int], None]
 """Is told, after each tensor, how many parameters were read or written."""
@@ -73,7 +72,8 @@ def load_checkpoint(path: str | Path, *, decoder: bool = False, progress: Progre
         if decoder and not plan.decoder:
             plan.problems.append("missing: the decoder; load this checkpoint with decoder=False")
         if plan.problems:
-            plan.check_values(file, decoder=decoder)
+            for _ in plan.read(file, decoder=decoder):
+                pass
         plan.raise_problems(path)
         config = plan.config
         model = RVM(config if decoder else replace(config, decoder=None), seed=None)
@@ -122,7 +122,7 @@ def weights_hash(model: RVM) -> str:
     The same weights give the same hash from either format and with or without the decoder. Weights cast to bfloat16
     are other weights.
     """
-    return _hash((name, tensor) for name, tensor in model.state_dict().items() if not _in_decoder(name))
+    return tensors_hash((name, tensor) for name, tensor in model.state_dict().items() if not _in_decoder(name))
 
 
 def _in_decoder(name: str) -> bool:
@@ -134,19 +134,11 @@ def _float32(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
         yield name, tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-def _hash(items: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in _float32(sorted(items, key=lambda item: item[0])):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()
-
-
 def _hashes(model: RVM) -> dict[str, str]:
     if model.decoder is None:
         return {"weights_hash": weights_hash(model)}
     decoder = ((name, tensor) for name, tensor in model.state_dict().items() if _in_decoder(name))
-    return {"weights_hash": weights_hash(model), "decoder_hash": _hash(decoder)}
+    return {"weights_hash": weights_hash(model), "decoder_hash": tensors_hash(decoder)}
 
 
 def _check_hashes(path: str | Path, model: RVM, metadata: Mapping[str, str]) -> None:
@@ -218,46 +210,19 @@ class _Plan:
 
     def read(self, file: TensorFile, *, decoder: bool) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors as in the state_dict, in the file's dtype; notes those that are damaged or not finite."""
-        for parameter in self.readable:
-            if parameter.in_decoder and not decoder:
-                continue
-            try:
-                tensor = file.read(parameter.stored)
-            except CheckpointError as error:
-                self.problems += [f"unreadable: {problem}" for problem in error.problems]
-                continue
-            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            if bad:
-                self.problems.append(f"not finite: {parameter.stored}: {bad} of {tensor.numel()} values")
-            yield parameter.name, parameter.row.axes.to_own(tensor)
-
-    def check_values(self, file: TensorFile, *, decoder: bool) -> None:
-        """Reads every tensor for its problems only."""
-        for _ in self.read(file, decoder=decoder):
-            pass
+        wanted = [parameter for parameter in self.readable if decoder or not parameter.in_decoder]
+        return read_parameters(file, wanted, self.problems)
 
     def raise_problems(self, path: str | Path) -> None:
         if self.problems:
-            count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-            raise CheckpointError(path, f"not a sound RVM checkpoint, {count}:", tuple(self.problems))
+            raise CheckpointError(
+                path, f"not a sound RVM checkpoint, {describe(len(self.problems))}:", tuple(self.problems)
+            )
 
     def _check_tensors(self, headers: Mapping[str, TensorHeader]) -> None:
         parameters = self.layout.parameters(self.sizes, decoder=self.decoder)
-        expected = {parameter.stored: parameter for parameter in parameters}
-        for name in headers.keys() - expected.keys():
-            self.problems.append(f"unexpected: {printable(name)} {_text(headers[name].shape)}")
-        for name, parameter in expected.items():
-            shape = parameter.stored_shape(self.sizes)
-            header = headers.get(name)
-            if header is None:
-                self.problems.append(f"missing: {name} {_text(shape)}")
-            elif header.shape != shape:
-                self.problems.append(f"shape: {name}: expected {_text(shape)}, found {_text(header.shape)}")
-            elif header.dtype not in _DTYPES:
-                self.problems.append(f"dtype: {name}: expected {', '.join(_DTYPES)}, found {printable(header.dtype)}")
-            else:
-                self.readable.append(parameter)
-        self.problems.sort()
+        self.readable, problems = match_tensors(headers, parameters, self.sizes)
+        self.problems += problems
 
     def _check_sizes(self) -> None:
         try:
@@ -266,7 +231,3 @@ class _Plan:
             self.problems.append(f"sizes: no tensor tells {error.args[0]}")
         except ValueError as error:
             self.problems.append(f"sizes: {error}")
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

@@ -23,10 +23,12 @@ COMPONENTS = 3
 PERCENTILES = (2.0, 98.0)
 """Share of the cells, in percent, at which a colour channel is 0 and 255; cells beyond are clipped."""
 
+MAX_CELLS_TO_FIT = 8192
+"""As many cells of a long clip stand for all of them."""
+
 _GREY = 127.5
 # A component that varies this much less than the first is shown as nearly constant instead of as amplified rounding.
 _LEAST_RELATIVE_RANGE = 1e-3
-_MAX_CELLS_TO_FIT = 8192
 _TINY = 1e-12
 _CAPTION_HEIGHT = 20
 _CAPTION_COLOR = (32, 32, 32)
@@ -130,34 +132,56 @@ class RunningPCA:
 def fit_pca(features: FloatArray, valid: BoolArray | None = None) -> PCAColors:
     """The colours of a whole clip (T, rows, cols, D) at once, for stills: every frame counts the same.
 
-    As in `RunningPCA`, the directions are those in which the cells of one frame differ; mean and range are the clip's.
-    valid (rows, cols), true where a cell is not padding; None: all are. Long clips are sampled at equal steps.
+    As in `RunningPCA`, the directions are those in which the cells of one frame differ, and each is scaled by its own
+    range, which whitens them; mean and range are the clip's.
+    valid (rows, cols), true where a cell is not padding; None: all are. Of long clips a sample of the cells
+    is taken; features may be a memory-mapped file, of which no more than a frame and the sample are held.
     Raises `ValueError` if a value is not finite or there is no valid cell.
     """
     if features.ndim != 4:
         raise ValueError(f"expected features (T, rows, cols, D), got shape {features.shape}")
     frames = features.reshape(len(features), -1, features.shape[-1])
-    if valid is not None:
-        frames = frames[:, valid.reshape(-1)]
-    count = frames.shape[0] * frames.shape[1]
-    if not count:
+    inside = np.arange(frames.shape[1]) if valid is None else np.flatnonzero(valid)
+    number, cell = sample_cells(len(frames), inside)
+    if not len(number):
         raise ValueError(f"expected at least one valid cell, got none in shape {features.shape}")
-    frame_means = frames.mean(axis=1, dtype=np.float32)
-    sample = np.arange(0, count, -(-count // _MAX_CELLS_TO_FIT))
-    cells = _cells(frames.reshape(count, -1)[sample])
-    basis, _ = _principal_directions(cells - frame_means[sample // frames.shape[1]])
+    frame_means = np.stack([frame[inside].mean(axis=0, dtype=np.float32) for frame in frames])
+    cells = _cells(frames[number, cell])
+    basis, _ = _principal_directions(cells - frame_means[number])
     return _with_range(frame_means.mean(axis=0), basis, cells)
 
 
-def overlay(image: UInt8Array, colors: UInt8Array, grid_to_image: npt.ArrayLike, alpha: float = 0.6) -> UInt8Array:
+def sample_cells(
+    frames: int, inside: npt.NDArray[np.intp], most: int = MAX_CELLS_TO_FIT
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Which cells of a clip to fit to: all of them, or `most` spread evenly over its frames; always the same ones.
+
+    inside (n,): the cells of a frame that may be taken. Returns for each taken cell the frame it is of and which of the
+    frame's cells it is, both (m,), frame by frame.
+    """
+    count = frames * len(inside)
+    if count <= most:
+        chosen = np.arange(count)
+    else:
+        # One at random in each of `most` equal parts: at equal steps it could be the same cell in every frame.
+        random = np.random.default_rng(0)
+        chosen = ((np.arange(most) + random.random(most)) * (count / most)).astype(np.intp)
+    number, place = np.divmod(chosen, max(1, len(inside)))
+    return number, inside[place]
+
+
+def overlay(
+    image: UInt8Array, colors: UInt8Array, grid_to_image: npt.ArrayLike, alpha: float = 0.6, *, smooth: bool = True
+) -> UInt8Array:
     """Draws the colours of a grid over the image it was computed from.
 
     Args:
         image: RGB uint8 (H, W, 3).
-        colors: uint8 (rows, cols, 3), interpolated between the cells' centres.
+        colors: uint8 (rows, cols, 3).
         grid_to_image: (2, 3) affine A from grid coordinates to pixels of the image, (x, y) = A @ (col, row, 1);
             centres of cells and pixels at .5.
         alpha: weight of the colours, 0 to 1.
+        smooth: whether colours are interpolated between the cells' centres; otherwise a cell has one colour.
 
     Returns uint8 (H, W, 3). Pixels that no cell covers keep the image's colour; cells outside the image are not seen.
     Raises `ValueError` for an affine without inverse.
@@ -169,7 +193,8 @@ def overlay(image: UInt8Array, colors: UInt8Array, grid_to_image: npt.ArrayLike,
     shifted = affine.copy()
     shifted[:, 2] += affine[:, :2] @ (0.5, 0.5) - 0.5
     size = (image.shape[1], image.shape[0])
-    painted = cv2.warpAffine(colors, shifted, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    interpolation = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+    painted = cv2.warpAffine(colors, shifted, size, flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
     covered = cv2.warpAffine(np.ones(colors.shape[:2], np.uint8), shifted, size, flags=cv2.INTER_NEAREST)
     blended = cv2.addWeighted(image, 1 - alpha, painted, alpha, 0)
     return np.where(covered[..., None] != 0, blended, image)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
-import signal
 import statistics
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.config import NAMED_SIZES, PATCH_SIZE
+from rvm_core.config import PATCH_SIZE
+from rvm_perception.model_arguments import (
+    add_model_arguments,
+    count,
+    describe_model,
+    load_model,
+    make_engine,
+    not_negative,
+    positive,
+)
+from rvm_perception.output_folder import folder_at_the_end
 from rvm_perception.track_arguments import make_queries, parse_box, parse_point, read_label_image
 
 if TYPE_CHECKING:
@@ -43,7 +48,6 @@ _OUTPUTS = ("masks", "tracks.csv", "overlay.mp4", "summary.json")
 """In the order in which they get their names; the last one tells that the others are there."""
 
 _DEFAULT_RATE = 25.0
-_RANDOM = "no weights given: the model runs on RANDOM weights, so its tracks mean little; see `rvm weights`"
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -76,30 +80,17 @@ def _add_queries(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--at",
         metavar="SECONDS",
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         help="when these positions hold; default: at the start",
     )
-    group.add_argument("--seconds", type=_positive, help="how long they are followed; default: to the end")
+    group.add_argument("--seconds", type=positive, help="how long they are followed; default: to the end")
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
+    add_model_arguments(group)
     group.add_argument(
-        "--model", choices=sorted(NAMED_SIZES), default="rvm_s16",
-        help="without --weights: the size, with random weights; default: %(default)s",
-    )  # fmt: skip
-    group.add_argument(
-        "--size", metavar="HxW", type=_size,
-        help="of the model's input, pixels, multiples of 16; default: 256 patches or so, in the video's shape",
-    )  # fmt: skip
-    group.add_argument(
-        "--backend", choices=("auto", "torch", "openvino", "tensorrt"), default="auto", help="default: %(default)s"
-    )
-    group.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
-    group.add_argument("--device", help="cpu, cuda or cuda:N; default: the backend's best")
-    group.add_argument(
-        "--context", metavar="N", type=_count, help="newest frames that tracks are matched with; default: 20"
+        "--context", metavar="N", type=count, help="newest frames that tracks are matched with; default: 20"
     )
     group.add_argument("--point-head", metavar="FILE", type=Path, help="trained readout that follows the points")
     group.add_argument("--box-head", metavar="FILE", type=Path, help="trained readout that follows the boxes")
@@ -126,10 +117,10 @@ def _run(args: argparse.Namespace) -> int:
         video=args.video, rate=rate, queries=queries, labels=labels, at=args.at, seconds=args.seconds
     )  # fmt: skip
     _check_time(plan, info)
-    model = _model(args)
+    model = load_model(args, random_means="its tracks mean little")
     tracker = _tracker(args, model, preprocess)
-    engine = _engine(args, model, preprocess)
-    with _folder_at_the_end(args.out) as folder:
+    engine = make_engine(args, model, (preprocess.height, preprocess.width))
+    with folder_at_the_end(args.out, _OUTPUTS) as folder:
         writer = TrackWriter(folder, plan)
         writer.write(_shown(follow(plan, engine, preprocess, tracker), plan, info))
         summary = _summary(plan, info, writer) | _summary_of_model(args, model, engine, tracker)
@@ -145,18 +136,6 @@ def _check_time(plan: TrackPlan, info: VideoInfo) -> None:
         raise ValueError(f"{plan.video} has {info.frames / plan.rate:.2f} s: there is no frame at --at {plan.at:g} s")
 
 
-def _model(args: argparse.Namespace) -> RVM:
-    from rvm_core.checkpoint import load_checkpoint
-    from rvm_core.config import RVMConfig
-    from rvm_core.model import RVM
-    from rvm_core.weights import find_weights
-
-    if args.weights:
-        return load_checkpoint(find_weights(args.weights))
-    print(f"rvm track: warning: {_RANDOM}", file=sys.stderr)
-    return RVM(RVMConfig.named(args.model), seed=0)
-
-
 def _tracker(args: argparse.Namespace, model: RVM, preprocess: Preprocess) -> Tracker[Any]:
     from rvm_core.tracking import TrackingConfig, create_tracker
 
@@ -169,60 +148,12 @@ def _tracker(args: argparse.Namespace, model: RVM, preprocess: Preprocess) -> Tr
     )
 
 
-def _engine(args: argparse.Namespace, model: RVM, preprocess: Preprocess) -> Engine:
-    from tqdm import tqdm
-
-    from rvm_core.engines import create_engine
-
-    return create_engine(
-        model,
-        backend=args.backend,
-        precision=args.precision,
-        image_size=(preprocess.height, preprocess.width),
-        device=args.device,
-        progress=lambda line: tqdm.write(line, file=sys.stderr),
-    )
-
-
 def _shown(frames: Iterable[TrackedFrame], plan: TrackPlan, info: VideoInfo) -> Iterator[TrackedFrame]:
     """The frames, with a bar on a terminal."""
     from tqdm import tqdm
 
     ends = [end for end in (info.frames, plan.end_frame) if end]
     return iter(tqdm(frames, total=min(ends, default=None), desc="tracking", unit="frame", disable=None))
-
-
-@contextmanager
-def _folder_at_the_end(out: Path) -> Iterator[Path]:
-    """A folder to write into, whose files replace those in `out` at the end; after an exception, all is as it was."""
-    existed = out.is_dir()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".track-", dir=out) as name:
-            folder, old = Path(name, "new"), Path(name, "old")
-            folder.mkdir()
-            old.mkdir()
-            yield folder
-            with _uninterrupted():
-                for output in _OUTPUTS[::-1]:
-                    if (out / output).exists():
-                        (out / output).rename(old / output)
-                for output in _OUTPUTS:
-                    if (folder / output).exists():
-                        (folder / output).rename(out / output)
-    finally:
-        if not existed and not any(out.iterdir()):
-            out.rmdir()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect afterwards."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _summary(plan: TrackPlan, info: VideoInfo, writer: TrackWriter) -> dict[str, Any]:
@@ -251,23 +182,14 @@ def _summary(plan: TrackPlan, info: VideoInfo, writer: TrackWriter) -> dict[str,
 
 
 def _summary_of_model(args: argparse.Namespace, model: RVM, engine: Engine, tracker: Tracker[Any]) -> dict[str, Any]:
-    from rvm_core.checkpoint import weights_hash
     from rvm_core.tracking import TrackingConfig
 
-    spec = engine.spec
     return {
         "tracker": tracker.name,
         "context": args.context or TrackingConfig().n_context,
         "point_head": args.point_head and str(args.point_head),
         "box_head": args.box_head and str(args.box_head),
-        "model": model.config.name,
-        "weights": args.weights or "random, seed 0",
-        "random_weights": not args.weights,
-        "weights_hash": weights_hash(model),
-        "image_size": f"{spec.image_size[0]}x{spec.image_size[1]}",
-        "backend": spec.backend,
-        "precision": spec.precision,
-        "device": spec.device,
+        **describe_model(args, model, engine),
     }
 
 
@@ -295,36 +217,3 @@ def _table(summary: dict[str, Any]) -> str:
         rows[name] = f"reported visible in {track['frames_visible']} of {summary['frames_tracked']} frames"
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
-
-
-def _size(text: str) -> tuple[int, int]:
-    from rvm_core.config import check_image_size
-
-    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 256x256, got {text!r}")
-    height, width = int(match[1]), int(match[2])
-    try:
-        check_image_size(height, width)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return height, width
-
-
-def _positive(text: str) -> float:
-    if (value := _not_negative(text)) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number over 0, got {text}")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return value

@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from rvm_core.checkpoint import load_checkpoint
-from rvm_core.config import PATCH_SIZE
 from rvm_core.preprocess import FrameMap, Preprocess
 from rvm_core.tracking import FeatureTracker, points, segments
 from rvm_core.tracking.feature_tracker import FeatureState
@@ -32,6 +31,8 @@ from rvm_training.evaluators.overlap import box_iou, label_iou
 from rvm_training.evaluators.synthetic import NEAR, OVERLAP, UInt8Array, scene_queries
 from rvm_training.evaluators.tap_vid import RASTER
 
+SCENES = SceneConfig(num_frames=32, num_objects=8, object_size=0.14, speed=0.03)
+"""Busier than usual, so that a fifth of the objects is hidden."""
 ROUNDS = 2
 SHOWN = 0.1
 """Share of an object from which it counts as visible."""
@@ -73,12 +74,12 @@ def _arrays(cases: list[tuple[npt.NDArray[np.float64], bool]]) -> tuple[npt.NDAr
 
 
 def _collect(weights: str | None, seeds: range, text: str) -> Cases:
-    config = SceneConfig()
-    frame_map = Preprocess(height=config.height, width=config.width, policy="stretch").map(config.height, config.width)
-    tracker = FeatureTracker((config.height // PATCH_SIZE, config.width // PATCH_SIZE))
+    height, width = SCENES.height, SCENES.width
+    frame_map = Preprocess(height=height, width=width, policy="stretch").map(height, width)
+    tracker = FeatureTracker((frame_map.rows, frame_map.cols))
     cases: Cases = {}
     for seed in tqdm(seeds, desc=text, file=sys.stderr):
-        scene = generate_scene(config, seed)
+        scene = generate_scene(SCENES, seed)
         for tokens in _all_features(scene, weights):
             for name, evidence, truth in _follow(scene, tokens, tracker, frame_map):
                 cases.setdefault(name, []).append((evidence, truth))

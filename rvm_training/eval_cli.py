@@ -1,4 +1,4 @@
-"""Measure how well features are tracked, beside simple baselines."""
+"""Measure features on benchmarks, beside published values or simple baselines."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.config import NAMED_SIZES
+from rvm_training.evaluation.command import add_benchmarks, add_model_options, load_model
 
 if TYPE_CHECKING:
-    from rvm_core.model import RVM
     from rvm_training.evaluators.synthetic import Evaluation, Method
 
 FIRST_SEED = 1000
 """Scenes before it are there to choose settings and to calibrate confidences with."""
 _LEAST_FRAMES = 2
-_DEFAULT_MODEL = "rvm_s16"
-_BACKENDS = ("auto", "torch", "openvino", "tensorrt")
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds `rvm eval`. Its functions import torch only when they run."""
     parser = subparsers.add_parser("eval", help=__doc__, description=__doc__)
     kinds = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    add_benchmarks(kinds)
     synthetic = kinds.add_parser(
         "synthetic",
         help="points, boxes and masks in synthetic scenes with exact ground truth",
@@ -36,12 +34,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "histograms of colours in their place, and by optical flow. Writes synthetic.json, synthetic.png and "
         "tracks.png; Ctrl-C writes what is there.",
     )
-    which = synthetic.add_mutually_exclusive_group()
-    which.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
-    which.add_argument(
-        "--model", metavar="NAME", choices=sorted(NAMED_SIZES),
-        help=f"a released size with random weights, which show what training is worth (default: {_DEFAULT_MODEL})",
-    )  # fmt: skip
+    add_model_options(synthetic)
     synthetic.add_argument("--scenes", type=_count(1), default=10, metavar="N", help="default: %(default)s")
     synthetic.add_argument(
         "--frames", type=_count(_LEAST_FRAMES), default=24, metavar="N", help="of each scene; default: %(default)s"
@@ -54,9 +47,6 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     synthetic.add_argument(
         "--seed", type=_count(0), default=FIRST_SEED, metavar="N", help="of the first scene; default: %(default)s"
     )
-    synthetic.add_argument("--backend", choices=_BACKENDS, default="torch", help="default: %(default)s")
-    synthetic.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
-    synthetic.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: the backend's best")
     synthetic.add_argument(
         "--out", type=Path, default=Path("out/eval"), metavar="DIR", help="for the results; default: %(default)s"
     )
@@ -122,7 +112,7 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     from rvm_core.tracking import FeatureTracker
     from rvm_training.evaluators.synthetic import baseline_methods, engine_method
 
-    model, name = _model(args)
+    model, name = load_model(args)
     # The comparison with the model is logged; without a handler Python would print warnings of it.
     logging.getLogger("rvm_core").addHandler(logging.NullHandler())
     engine = create_engine(
@@ -135,22 +125,6 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     )
     tracker = FeatureTracker(grid=(args.size[0] // PATCH_SIZE, args.size[1] // PATCH_SIZE))
     return [engine_method(name, engine, tracker), *baseline_methods(tracker)]
-
-
-def _model(args: argparse.Namespace) -> tuple[RVM, str]:
-    """The model and what its row is called."""
-    from rvm_core.config import RVMConfig
-    from rvm_core.model import RVM
-
-    if not args.weights:
-        name = args.model or _DEFAULT_MODEL
-        return RVM(RVMConfig.named(name)).eval(), f"{name} (random weights)"
-    from rvm_core.checkpoint import load_checkpoint
-    from rvm_core.weights import find_weights
-
-    path = find_weights(args.weights)
-    model = load_checkpoint(path)
-    return model, f"{model.config.name} ({path.name})"
 
 
 def _write(evaluation: Evaluation, args: argparse.Namespace, *, interrupted: bool) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rvm_core.checkpoint import CheckpointError
 from rvm_core.heads import BoxHead, PointHead
 from rvm_core.readout_checkpoint import load_readout
+from rvm_core.recurrent_readout import RecurrentReadout, TrackKind
 from rvm_core.tracking.base import Tracker
 from rvm_core.tracking.combined import CombinedTracker
 from rvm_core.tracking.feature_tracker import FeatureTracker
 from rvm_core.tracking.propagation import TrackingConfig
+from rvm_core.tracking.recurrent_tracker import RecurrentTracker
 from rvm_core.tracking.window_tracker import WindowTracker
-
-Head = TypeVar("Head", PointHead, BoxHead)
 
 
 def create_tracker(
@@ -31,25 +31,31 @@ def create_tracker(
         grid: (h, w) of the features.
         width: their channels.
         config: of the training-free tracker, which follows all that no head is given for.
-        point_head, box_head: files of trained heads (see `load_readout`).
+        point_head, box_head: files of trained heads or of recurrent readouts (see `load_readout`).
 
-    Raises `CheckpointError` for a file that is no such head or one for features of another width.
+    Raises `CheckpointError` for a file that holds neither for these tracks, or one for features of another width.
     """
     features = FeatureTracker(grid, config)
-    points: Tracker[Any] = features
-    boxes: Tracker[Any] = features
-    if point_head:
-        points = WindowTracker(grid=grid, point_head=_load(point_head, PointHead, width))
-    if box_head:
-        # The release's heads say corners as (y, x).
-        boxes = WindowTracker(grid=grid, box_head=_load(box_head, BoxHead, width), corner_order="yxyx")
+    points = _head_tracker(point_head, "points", grid, width) if point_head else features
+    boxes = _head_tracker(box_head, "boxes", grid, width) if box_head else features
     return CombinedTracker(points=points, boxes=boxes, masks=features) if point_head or box_head else features
 
 
-def _load(path: str | Path, head_class: type[Head], width: int) -> Head:
+def _head_tracker(path: str | Path, kind: TrackKind, grid: tuple[int, int], width: int) -> Tracker[Any]:
     head = load_readout(path)
-    if not isinstance(head, head_class):
-        raise CheckpointError(path, f"expected a {head_class.__name__}, got a {type(head).__name__}")
+    tracker: Tracker[Any]
+    if kind == "points" and isinstance(head, PointHead):
+        tracker = WindowTracker(grid=grid, point_head=head)
+    elif kind == "boxes" and isinstance(head, BoxHead):
+        # The release's heads say corners as (y, x).
+        tracker = WindowTracker(grid=grid, box_head=head, corner_order="yxyx")
+    elif isinstance(head, RecurrentReadout) and head.config.kind == kind:
+        points, boxes = (head, None) if kind == "points" else (None, head)
+        tracker = RecurrentTracker(grid=grid, points=points, boxes=boxes)
+    else:
+        found = type(head).__name__ + (f" of {head.config.kind}" if isinstance(head, RecurrentReadout) else "")
+        expected = "PointHead" if kind == "points" else "BoxHead"
+        raise CheckpointError(path, f"expected a {expected} or a RecurrentReadout of {kind}, got a {found}")
     if head.config.features != width:
         raise CheckpointError(path, f"expected a head for features of {width} channels, got {head.config.features}")
-    return head
+    return tracker

@@ -26,7 +26,7 @@ from rvm_core.tracking.matching import FrameKeys
 from rvm_core.tracking.points import PointMatcher, Points
 from rvm_core.tracking.propagation import LabelPropagator, LabelTrack, TrackingConfig
 from rvm_core.tracking.queries import check_queries
-from rvm_core.tracking.segments import Segment, box_coverage
+from rvm_core.tracking.segments import Segment, box_coverage, step_segments
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ class FeatureTracker:
         tracks = self._propagator.step(keys, state.memory, [group.track for group in state.groups])
         groups = []
         for group, track in zip(state.groups, tracks, strict=True):
-            planes = self._planes(track.newest)
-            segments = (segment.step(plane) for segment, plane in zip(group.segments, planes, strict=True))
-            groups.append(SegmentGroup(track, tuple(segments)))
+            groups.append(SegmentGroup(track, step_segments(group.segments, self._planes(track.newest))))
         return replace(state, points=self._matcher.step(state.points, keys), groups=tuple(groups))
 
     def _planes(self, labels: Tensor) -> np.ndarray:

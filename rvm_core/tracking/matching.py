@@ -26,8 +26,8 @@ _SCREEN_FROM = 1 << 22
 """Products N * M from which screening pays; below, float32 is as fast."""
 _SPARE = 25
 """Candidates of the screening beyond k: the copies of a place in all frames of a still video, and some."""
-_ROUNDING = 2.0**-9
-"""Largest relative error of a number rounded to bfloat16."""
+_ROUNDING = 2.0**-8
+"""Largest relative error of a number rounded to bfloat16, which has eight binary digits."""
 _FLOAT32_ERROR = 2e-5
 """Of float32 sums over some thousand products of unit vectors, and of what two bfloat16 leave of a float32."""
 
@@ -205,7 +205,7 @@ class Context:
 
 def _rounded_up(score: Tensor) -> Tensor:
     """The largest number that is rounded to this one in bfloat16; -inf stays."""
-    return score + score.abs() * _ROUNDING * (1 + 2 * _ROUNDING)
+    return score * (1 + score.sign() * _ROUNDING * (1 + 2 * _ROUNDING))
 
 
 def _rounded_down(score: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ _RENEWAL = 0.1
 _FAR = 5.0
 """Larger forward-backward distances tell no more than this one, cells."""
 
-VISIBILITY = (6.0, 4.0, -0.5, -3.0)
+VISIBILITY = (2.61, -0.17, -0.52)
 """Logistic coefficients of `Points.evidence`, the constant last, for whether a point is visible."""
-CONFIDENCE = (6.0, 4.0, -2.5, -3.0)
+CONFIDENCE = (4.98, -0.31, -4.21)
 """The same for whether it is visible and found to half a cell. Both come from rvm_training/calibrate_tracker.py."""
 
 
@@ -60,14 +60,14 @@ class Points:
     unseen: Tensor
     """float32 (P,): for how many frames each has not been seen."""
     evidence: Tensor
-    """float32 (P, 3): how similar the best match is to the first look and to the last one, 1 where equal and 0 where no
-    more than the average cell is; how far from its origin it is found again in the first frame, cells."""
+    """float32 (P, 2): how similar the best match is to the first look, 1 where equal and 0 where no more than the
+    average cell is; how far from its origin it is found again in the first frame, cells."""
 
     @classmethod
     def none(cls) -> Points:
         """No points."""
         pairs, looks, numbers = torch.zeros(0, 2), torch.zeros(0, 0), torch.zeros(0)
-        return cls(np.zeros(0, np.uint64), (), pairs, pairs, looks, looks, pairs, numbers, torch.zeros(0, 3))
+        return cls(np.zeros(0, np.uint64), (), pairs, pairs, looks, looks, pairs, numbers, torch.zeros(0, 2))
 
     def joined(self, others: Points) -> Points:
         """These points and others."""
@@ -107,9 +107,10 @@ class PointMatcher:
 
     def __init__(self, grid: tuple[int, int]) -> None:
         self._height, self._width = grid
-        rows, columns = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
-        self._centres = torch.stack([columns, rows], dim=-1).reshape(-1, 2)
-        """float32 (N, 2)."""
+        steps = torch.arange(-int(_REACH), int(_REACH) + 1)
+        offsets = torch.cartesian_prod(steps, steps)
+        self._offsets = offsets[offsets.square().sum(1) <= _REACH**2]
+        """int64 (O, 2): columns and rows from a cell to those within reach of it."""
 
     def add(self, ids: Sequence[int], xy: np.ndarray, keys: FrameKeys) -> Points:
         """Points that are given at xy (P, 2) in the frame of `keys`."""
@@ -118,22 +119,23 @@ class PointMatcher:
         found, _ = self._refine(_relative(look @ keys.exact.T), origin, None)
         unseen = torch.zeros(len(origin), device=origin.device)
         starts = (keys,) * len(origin)
-        evidence = torch.tensor([1.0, 1.0, 0.0], device=origin.device).expand(len(origin), 3)
+        evidence = torch.tensor([1.0, 0.0], device=origin.device).expand(len(origin), 2)
         return Points(np.array(ids, np.uint64), starts, origin, origin - found, look, look, origin, unseen, evidence)
 
     def step(self, points: Points, keys: FrameKeys) -> Points:
         """The points in the next frame."""
         if not len(points.ids):
             return points
-        cells = keys.exact
-        first, last = _relative(points.first_look @ cells.T), _relative(points.last_look @ cells.T)
-        similarity = (first + last) / 2
+        cells, mean = keys.exact, keys.exact.mean(0)
+        first = _scaled(points.first_look, mean)
+        # The mean of two similarities is one product with the mean of the templates.
+        template = torch.lerp(first, _scaled(points.last_look, mean), 0.5)
+        similarity = torch.addmm(-(template @ mean)[:, None], template, cells.T)
         found, best = self._refine(similarity, points.xy, _STRAY + _SPREAD * points.unseen)
         found = self._inside(found + points.shift)
         look = self._look(keys, found)
-        evidence = torch.stack(
-            [first.gather(1, best)[:, 0], last.gather(1, best)[:, 0], self._return_distance(points, look)], dim=1
-        )
+        likeness = (first * (cells[best[:, 0]] - mean)).sum(1)
+        evidence = torch.stack([likeness, self._return_distance(points, look)], dim=1)
         seen = _logistic(evidence, VISIBILITY) >= 0.5
         renewed = F.normalize(torch.lerp(points.last_look, look, _RENEWAL), dim=-1)
         return replace(
@@ -146,29 +148,39 @@ class PointMatcher:
 
     def _return_distance(self, points: Points, look: Tensor) -> Tensor:
         """How far from its origin what was found is found again in the first frame, in cells, (P,)."""
-        starts: dict[int, list[int]] = {}
+        groups: dict[int, list[int]] = {}
         for index, start in enumerate(points.starts):
-            starts.setdefault(id(start), []).append(index)
-        similarity = torch.empty(len(points.ids), len(self._centres), device=look.device)
-        for group in starts.values():
-            similarity[group] = look[group] @ points.starts[group[0]].exact.T
-        back, _ = self._refine(_relative(similarity), points.origin, None)
-        return (back + points.shift - points.origin).norm(dim=-1).clamp(max=_FAR)
+            groups.setdefault(id(start), []).append(index)
+        order = torch.tensor([index for group in groups.values() for index in group], device=look.device)
+        looks = look[order].split([len(group) for group in groups.values()])
+        firsts = (points.starts[group[0]].exact for group in groups.values())
+        similarity = torch.cat([part @ first.T for part, first in zip(looks, firsts, strict=True)])
+        origin = points.origin[order]
+        back, _ = self._refine(_relative(similarity), origin, None)
+        distance = (back + points.shift[order] - origin).norm(dim=-1).clamp(max=_FAR)
+        return torch.empty_like(distance).index_copy_(0, order, distance)
 
     def _refine(self, similarity: Tensor, around: Tensor, stray: Tensor | None) -> tuple[Tensor, Tensor]:
         """Position (P, 2) of the best match, by similarities (P, N), and its cell (P, 1).
 
         `stray` (P,): standard deviation, in cells, of the places to expect around `around` (P, 2); None: any place.
         """
-        centres = self._centres = self._centres.to(similarity.device)
         expected = similarity
         if stray is not None:
-            distance = torch.cdist(around, centres) / stray[:, None]
-            expected = similarity - _SHARPNESS * distance.square() / 2
+            expected = similarity - _SHARPNESS / 2 * self._square_distance(around).div_(stray.square()[:, None])
         best = expected.argmax(dim=1, keepdim=True)
-        near = torch.cdist(centres[best[:, 0]], centres) <= _REACH
-        weight = (similarity / _SHARPNESS).masked_fill(~near, -torch.inf).softmax(dim=1)
-        return weight @ centres, best
+        offsets = self._offsets = self._offsets.to(similarity.device)
+        columns, rows = best % self._width + offsets[:, 0], best // self._width + offsets[:, 1]
+        inside = (columns >= 0) & (columns < self._width) & (rows >= 0) & (rows < self._height)
+        near = similarity.gather(1, torch.where(inside, rows * self._width + columns, 0))
+        weight = (near / _SHARPNESS).masked_fill(~inside, -torch.inf).softmax(dim=1)
+        return torch.stack([(weight * columns).sum(1), (weight * rows).sum(1)], dim=1) + 0.5, best
+
+    def _square_distance(self, xy: Tensor) -> Tensor:
+        """Of the centres of all cells from places (P, 2): (P, N)."""
+        across = xy[:, :1] - torch.arange(0.5, self._width, device=xy.device)
+        down = xy[:, 1:] - torch.arange(0.5, self._height, device=xy.device)
+        return (down.square()[:, :, None] + across.square()[:, None]).flatten(1)
 
     def _look(self, keys: FrameKeys, xy: Tensor) -> Tensor:
         """Features (P, D) at xy (P, 2), between the centres of cells bilinear, L2-normalised."""
@@ -176,11 +188,12 @@ class PointMatcher:
         column, row = place[:, 0].clamp(max=self._width - 1), place[:, 1].clamp(max=self._height - 1)
         left, top = column.floor().long(), row.floor().long()
         right, bottom = (left + 1).clamp(max=self._width - 1), (top + 1).clamp(max=self._height - 1)
-        across, down = (column - left)[:, None], (row - top)[:, None]
-        grid = keys.exact.unflatten(0, (self._height, self._width))
-        upper = torch.lerp(grid[top, left], grid[top, right], across)
-        lower = torch.lerp(grid[bottom, left], grid[bottom, right], across)
-        return F.normalize(torch.lerp(upper, lower, down), dim=-1)
+        across, down = column - left, row - top
+        top, bottom = top * self._width, bottom * self._width
+        corners = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=1)
+        upper, lower = 1 - down, down
+        shares = torch.stack([upper * (1 - across), upper * across, lower * (1 - across), lower * across], dim=1)
+        return F.normalize(F.embedding_bag(corners, keys.exact, per_sample_weights=shares, mode="sum"), dim=-1)
 
     def _inside(self, xy: Tensor) -> Tensor:
         return torch.stack([xy[:, 0].clamp(0, self._width), xy[:, 1].clamp(0, self._height)], dim=1)
@@ -195,3 +208,8 @@ def _relative(similarity: Tensor) -> Tensor:
     """Similarities (P, N) on a scale on which a frame's mean is 0 and equality is 1, whatever all cells share."""
     mean = similarity.mean(dim=1, keepdim=True)
     return (similarity - mean) / (1 - mean).clamp(min=1e-6)
+
+
+def _scaled(look: Tensor, mean: Tensor) -> Tensor:
+    """Templates (P, D): their products with the cells of a frame less the `mean` (D,) are `_relative` similarities."""
+    return look / (1 - look @ mean).clamp(min=1e-6)[:, None]

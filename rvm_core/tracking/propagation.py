@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,6 +117,16 @@ class LabelTrack:
         return LabelTrack(self.anchor, self.first[:, index], tuple(labels[:, index] for labels in self.recent))
 
 
+class _Source(NamedTuple):
+    """Frames of the context and the matches in them."""
+
+    matches: Matches
+    labels: Tensor
+    """float32 (M, K): of all their cells."""
+    copies: int
+    """How often each cell counts."""
+
+
 class LabelPropagator:
     """Label propagation frame by frame, for labels that start at different frames.
 
@@ -131,8 +142,7 @@ class LabelPropagator:
     def start(self, keys: FrameKeys, labels: Tensor) -> LabelTrack:
         """Labels (N, K) of a frame as a track whose newest frame this is."""
         first = labels.float()
-        anchor = Context(keys, [keys], workspace=self._workspace).best(self.config.top_k)
-        predicted = self._mix([(anchor, first)], copies=1 + self.config.n_context)
+        predicted = self._mix(self._first_frame(keys, keys, first, queued=self.config.n_context))
         return LabelTrack(keys, first, (predicted,))
 
     def step(self, keys: FrameKeys, memory: Sequence[FrameKeys], tracks: Sequence[LabelTrack]) -> list[LabelTrack]:
@@ -149,9 +159,9 @@ class LabelPropagator:
         stepped = []
         for track in tracks:
             length = min(len(track.recent), n_context)
-            anchor = Context(keys, [track.anchor]).best(top_k)
-            sources = [(anchor, track.first), (matches[length], torch.cat(track.recent[:length]))]
-            predicted = self._mix(sources, copies=1 + n_context - length)
+            sources = self._first_frame(keys, track.anchor, track.first, queued=n_context - length)
+            sources.append(_Source(matches[length], torch.cat(track.recent[:length]), 1))
+            predicted = self._mix(sources)
             stepped.append(LabelTrack(track.anchor, track.first, (predicted, *track.recent[: n_context - 1])))
         return stepped
 
@@ -160,15 +170,25 @@ class LabelPropagator:
             self._near = self._near.to(keys.exact.device)
         return self._near
 
-    def _mix(self, sources: Sequence[tuple[Matches, Tensor]], *, copies: int) -> Tensor:
-        """Weighted labels (N, K) of the best matches in several sources, of which the first counts `copies` times."""
-        score = torch.cat([matches.score for matches, _ in sources], dim=1)
-        counts = torch.ones_like(score)
-        counts[:, : sources[0][0].score.shape[1]] = copies
+    def _first_frame(self, keys: FrameKeys, anchor: FrameKeys, labels: Tensor, *, queued: int) -> list[_Source]:
+        """The first frame and the `queued` copies of it that are in the queue, where the radius holds for them."""
+        anywhere = Context(keys, [anchor]).best(self.config.top_k)
+        near = self._on(keys)
+        if near is None:
+            return [_Source(anywhere, labels, 1 + queued)]
+        sources = [_Source(anywhere, labels, 1)]
+        if queued:
+            sources.append(_Source(Context(keys, [anchor], near=near).best(self.config.top_k), labels, queued))
+        return sources
+
+    def _mix(self, sources: Sequence[_Source]) -> Tensor:
+        """Weighted labels (N, K) of the best matches in several sources."""
+        score = torch.cat([source.matches.score for source in sources], dim=1)
+        counts = torch.cat([torch.full_like(matches.score, copies) for matches, _, copies in sources], dim=1)
         score, order = score.sort(dim=1, descending=True, stable=True)
         counts = counts.gather(1, order)
         taken = (self.config.top_k - counts.cumsum(1) + counts).clamp(min=0).minimum(counts)
         weight = taken * ((score - score[:, :1]) / self.config.temperature).exp()
         weight = torch.empty_like(weight).scatter_(1, order, weight / weight.sum(1, keepdim=True))
-        labels = torch.cat([labels[matches.cell] for matches, labels in sources], dim=1)
+        labels = torch.cat([labels[matches.cell] for matches, labels, _ in sources], dim=1)
         return torch.bmm(weight[:, None], labels)[:, 0]

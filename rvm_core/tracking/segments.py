@@ -6,19 +6,20 @@ Shapes: S segments, h rows and w columns of the grid. Coordinates are those of t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from cv2 import connectedComponentsWithStats
+from cv2 import connectedComponents
 
 Float32Array = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 """x_min, y_min, x_max, y_max."""
 
-VISIBILITY = (3.0, 3.0, -2.0, -3.0)
+VISIBILITY = (4.56, 0.03, -1.59)
 """Logistic coefficients of `Segment.evidence`, the constant last, for whether something of a segment is visible."""
-CONFIDENCE = {"box": (3.0, 3.0, -2.0, -3.0), "mask": (3.0, 3.0, -2.0, -3.0)}
+CONFIDENCE = {"box": (8.54, -2.19, -6.45), "mask": (6.83, -2.75, -4.98)}
 """The same for whether the IoU with the truth is over 0.5. All come from rvm_training/calibrate_tracker.py."""
 _RENEWAL = 0.1
 """By how much the expected mass follows what is seen."""
@@ -30,24 +31,24 @@ _CORE = 0.5
 """Share of the largest value from which a cell belongs to the segment's core."""
 
 
-def box_coverage(box: Box, grid: tuple[int, int]) -> Float32Array:
-    """Share of each cell that a box (x_min, y_min, x_max, y_max) covers: float32 (h, w)."""
-    x_min, y_min, x_max, y_max = box
+def box_coverage(box: npt.ArrayLike, grid: tuple[int, int]) -> Float32Array:
+    """Share of each cell that a box, x_min, y_min, x_max, y_max, covers: (..., 4) to float32 (..., h, w)."""
+    sides = np.asarray(box, np.float64)
 
-    def along(low: float, high: float, cells: int) -> Float32Array:
-        edges = np.clip([low, high], 0, cells)
+    def along(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], cells: int) -> Float32Array:
         starts = np.arange(cells)
-        return np.clip(np.minimum(edges[1], starts + 1) - np.maximum(edges[0], starts), 0, 1).astype(np.float32)
+        overlap = np.minimum(high[..., None], starts + 1) - np.maximum(low[..., None], starts)
+        return np.clip(overlap, 0, 1).astype(np.float32)
 
-    return np.outer(along(y_min, y_max, grid[0]), along(x_min, x_max, grid[1]))
+    rows = along(sides[..., 1], sides[..., 3], grid[0])
+    columns = along(sides[..., 0], sides[..., 2], grid[1])
+    return rows[..., :, None] * columns[..., None, :]
 
 
 @dataclass(frozen=True)
 class Core:
     """The part of a segment's soft labels that is surely the segment."""
 
-    peak: float
-    """Largest value."""
     mass: float
     """Sum of the values in the core, cells."""
     purity: float
@@ -69,44 +70,78 @@ class Segment:
     mass: float
     """How large its core is expected to be, in cells; follows slowly what is seen."""
     seen: bool
-    evidence: tuple[float, float, float]
-    """Peak and purity of the core, |log| of its mass over the expected one."""
+    evidence: tuple[float, float]
+    """Purity of the core, and |log| of its mass over the expected one."""
 
     @classmethod
     def start(cls, id: int, soft: Float32Array, box: Box | None) -> Segment:
         """A segment in its first frame; `box` if it was given as one."""
         core = find_core(soft)
-        return cls(id, box is not None, soft, box or core.box, core.mass, True, (1.0, 1.0, 0.0))
+        return cls(id, box is not None, soft, box or core.box, core.mass, True, (1.0, 0.0))
 
     @property
     def confidence(self) -> float:
         """Probability that the IoU with the truth is over 0.5."""
         return _logistic(self.evidence, CONFIDENCE["box" if self.is_box else "mask"])
 
-    def step(self, soft: Float32Array) -> Segment:
-        """The segment in the next frame, by its soft labels there."""
-        core = find_core(soft, self.box if self.seen else None)
+    def step(self, soft: Float32Array, core: Core | None = None) -> Segment:
+        """The segment in the next frame, by its soft labels there, and their core where that is known."""
+        core = core or find_core(soft, self.box if self.seen else None)
         change = min(_FAR, abs(math.log(max(core.mass, 1e-3) / max(self.mass, 1e-3))))
-        evidence = (core.peak, core.purity, change)
+        evidence = (core.purity, change)
         if _logistic(evidence, VISIBILITY) < 0.5:
             return replace(self, soft=soft, seen=False, evidence=evidence)
         mass = self.mass * (core.mass / self.mass) ** _RENEWAL
         return replace(self, soft=soft, box=core.box, mass=mass, seen=True, evidence=evidence)
 
 
+def step_segments(segments: Sequence[Segment], soft: Float32Array) -> tuple[Segment, ...]:
+    """The segments in the next frame, by their soft labels (S, h, w) there."""
+    cores = find_cores(soft, [segment.box if segment.seen else None for segment in segments])
+    return tuple(segment.step(plane, core) for segment, plane, core in zip(segments, soft, cores, strict=True))
+
+
 def find_core(soft: Float32Array, around: Box | None = None) -> Core:
-    """Reads soft labels (h, w). Of several cores the heaviest counts; those on the box `around` weigh more."""
-    peak = float(soft.max(initial=0.0))
-    if peak <= 0:
-        return Core(0.0, 0.0, 0.0, (0.0, 0.0, 0.0, 0.0))
-    core = soft >= _CORE * peak
-    count, parts, _, _ = connectedComponentsWithStats(core.astype(np.uint8), connectivity=8)
-    if count > 2:
-        weight = soft if around is None else soft * (_ELSEWHERE + box_coverage(around, soft.shape))
-        masses = np.bincount(parts.ravel(), weight.ravel(), minlength=count)
-        core = parts == 1 + int(masses[1:].argmax())
-    values = soft[core]
-    return Core(peak, float(values.sum()), float(values.mean()), _edges(np.where(core, soft, 0.0)))
+    """`find_cores` for one segment, (h, w)."""
+    return find_cores(soft[None], [around])[0]
+
+
+def find_cores(soft: Float32Array, around: Sequence[Box | None]) -> list[Core]:
+    """Reads soft labels (S, h, w). Of several cores the heaviest counts; those on the box `around` weigh more."""
+    count, height, width = soft.shape
+    core = (soft > 0) & (soft >= _CORE * soft.max(axis=(1, 2), initial=0.0, keepdims=True))
+    # All planes one below the other, an empty row between them, so that one call finds the parts of all.
+    image = np.zeros((count, height + 1, width), np.uint8)
+    image[:, :height] = core
+    number, labels = connectedComponents(image.reshape(-1, width), connectivity=8)
+    parts = labels.reshape(image.shape)[:, :height]
+    core &= parts == _heaviest(parts, number, _weigh(soft, around))[:, None, None]
+    values = np.where(core, soft, 0.0)
+    mass, cells = values.sum(axis=(1, 2)), np.count_nonzero(core, axis=(1, 2))
+    (x_min, x_max), (y_min, y_max) = _extents(values.max(axis=1)), _extents(values.max(axis=2))
+    purity, boxes = mass / np.maximum(cells, 1), np.stack([x_min, y_min, x_max, y_max], axis=1)
+    return [Core(m, p, tuple(b)) for m, p, b in zip(mass.tolist(), purity.tolist(), boxes.tolist(), strict=True)]
+
+
+def _weigh(soft: Float32Array, around: Sequence[Box | None]) -> Float32Array:
+    """Soft labels (S, h, w), those on the boxes `around` weighing more."""
+    known = {index: box for index, box in enumerate(around) if box is not None}
+    weights = soft.copy()
+    if known:
+        weights[list(known)] *= _ELSEWHERE + box_coverage(list(known.values()), soft.shape[1:])
+    return weights
+
+
+def _heaviest(parts: npt.NDArray[np.integer], number: int, weights: Float32Array) -> npt.NDArray[np.intp]:
+    """Of each plane of labels (S, h, w) below `number` the one of the largest weight, (S,); label 0 is no part."""
+    planes = np.zeros(number, np.intp)
+    planes[parts] = np.arange(len(parts))[:, None, None]
+    masses = np.bincount(parts.ravel(), weights.ravel(), minlength=number)
+    # From the lightest to the heaviest, the last of equals first: what is written last stays.
+    order = 1 + np.argsort(-masses[1:], kind="stable")[::-1]
+    heaviest = np.zeros(len(parts), np.intp)
+    heaviest[planes[order]] = order
+    return heaviest
 
 
 def _logistic(evidence: tuple[float, ...], coefficients: tuple[float, ...]) -> float:
@@ -114,18 +149,13 @@ def _logistic(evidence: tuple[float, ...], coefficients: tuple[float, ...]) -> f
     return 0.5 * (1 + math.tanh(logit / 2))
 
 
-def _edges(core: Float32Array) -> Box:
-    """Box around values (h, w) that are shares of cells: the rows and columns of its border count by their share."""
-    x_min, x_max = _extent(core.max(axis=0))
-    y_min, y_max = _extent(core.max(axis=1))
-    return x_min, y_min, x_max, y_max
-
-
-def _extent(profile: Float32Array) -> tuple[float, float]:
-    inside = np.flatnonzero(profile > 0)
-    first, last = int(inside[0]), int(inside[-1])
-    top = float(profile.max())
-    if first == last:
-        half = min(1.0, float(profile[first])) / 2
-        return first + 0.5 - half, first + 0.5 + half
-    return first + 1 - min(1.0, float(profile[first]) / top), last + min(1.0, float(profile[last]) / top)
+def _extents(profiles: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """Where (S, n) shares of cells begin and end, (S,): cells at the ends count by their share. 0 and 0 if all are 0."""
+    shown, top = profiles > 0, profiles.max(axis=1)
+    first, last = shown.argmax(axis=1), profiles.shape[1] - 1 - shown[:, ::-1].argmax(axis=1)
+    at_first, at_last = (np.take_along_axis(profiles, end[:, None], axis=1)[:, 0] for end in (first, last))
+    scale, half = np.where(top > 0, top, 1.0), np.minimum(1.0, at_first) / 2
+    single = first == last
+    low = np.where(single, first + 0.5 - half, first + 1 - at_first / scale)
+    high = np.where(single, first + 0.5 + half, last + at_last / scale)
+    return np.where(top > 0, low, 0.0), np.where(top > 0, high, 0.0)

@@ -1,0 +1,159 @@
+"""HTML pages of reports: one look for all, no scripts, nothing fetched from anywhere.
+
+Every function returns HTML and escapes the texts it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from urllib.parse import quote
+
+_STYLE = """
+:root { --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --back: #f6f7f9; --mark: #2a6fbb; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1200px; padding: 24px; color: var(--ink); background: white;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 32px 0 8px; }
+p.lead { color: var(--soft); margin: 0 0 16px; }
+p.warning { background: #fff4e0; border-left: 4px solid #d07a2a; padding: 8px 12px; }
+table { border-collapse: collapse; margin: 8px 0; } caption { text-align: left; color: var(--soft); }
+th, td { padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right;
+  font-variant-numeric: tabular-nums; vertical-align: top; }
+th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+tr.strong td { font-weight: 600; background: var(--back); } td.text { text-align: left; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+.figures { display: flex; flex-wrap: wrap; gap: 16px; } figure { margin: 0; max-width: 100%; }
+figure img, figure svg { max-width: 100%; height: auto; border: 1px solid var(--line); display: block; }
+figcaption { color: var(--soft); font-size: 13px; }
+"""
+_COLOURS = ("#2a6fbb", "#d07a2a", "#4f9a4f", "#9a5fb0", "#b03030", "#606060")
+_WIDTH, _HEIGHT = 560, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 36, 44
+
+
+def page(title: str, body: Iterable[str], *, lead: str = "") -> str:
+    """A whole page. `body`: HTML of its parts."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        + (f'<p class="lead">{escape(lead)}</p>\n' if lead else "")
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def heading(text: str) -> str:
+    """The title of a section."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str, *, warning: bool = False) -> str:
+    """A paragraph; a warning is set off."""
+    return f'<p class="warning">{escape(text)}</p>' if warning else f"<p>{escape(text)}</p>"
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, strong: Iterable[int] = (), caption: str = ""
+) -> str:
+    """Cells as texts; the first column is a name, the others are numbers. `strong`: indices of rows to set off."""
+    marked = set(strong)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = []
+    for index, row in enumerate(rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f'<tr class="strong">{cells}</tr>' if index in marked else f"<tr>{cells}</tr>")
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "\n".join(lines)
+    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """Names and what they are, such as settings."""
+    lines = [f'<tr><td>{escape(name)}</td><td class="text">{escape(str(value))}</td></tr>' for name, value in pairs.items()]  # fmt: skip # noqa: E501
+    return f'<div class="scroll"><table><tbody>\n{"".join(lines)}\n</tbody></table></div>'
+
+
+def figure(source: str, caption: str = "", *, width: int | None = None, height: int | None = None) -> str:
+    """A picture by its path relative to the page, with "/", or a data: address. Size in pixels, if known."""
+    address = source if source.startswith("data:") else quote(source)
+    size = f' width="{width}" height="{height}"' if width and height else ""
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img src="{escape(address)}" alt="{escape(caption)}" loading="lazy"{size}>{text}</figure>'
+
+
+def figures(parts: Iterable[str]) -> str:
+    """Pictures beside each other as far as there is room."""
+    return '<div class="figures">' + "\n".join(parts) + "</div>"
+
+
+def curve_plot(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    from_zero: bool = True,
+) -> str:
+    """Lines through (x, y) points, each with its name, as SVG. Points that are not finite are left out."""
+    kept = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in lines.items()}
+    points = [point for line in kept.values() for point in line]
+    if not points:
+        return paragraph(f"{title}: nothing to show")
+    x_ticks = _ticks(min(x for x, _ in points), max(x for x, _ in points))
+    least = min(y for _, y in points)
+    y_ticks = _ticks(min(0.0, least) if from_zero else least, max(y for _, y in points))
+    x_low, x_high = min(x_ticks[0], *(x for x, _ in points)), max(x_ticks[-1], *(x for x, _ in points))
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def at_x(x: float) -> float:
+        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def at_y(y: float) -> float:
+        return _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_text(_LEFT, 18, title, anchor="start", size=14)]
+    for tick in y_ticks:
+        parts.append(_line(_LEFT, at_y(tick), _WIDTH - _RIGHT, at_y(tick), "#d9dee5"))
+        parts.append(_text(_LEFT - 6, at_y(tick) + 4, f"{tick:g}", anchor="end"))
+    for tick in x_ticks:
+        parts.append(_line(at_x(tick), _HEIGHT - _BOTTOM, at_x(tick), _HEIGHT - _BOTTOM + 4, "#5b6675"))
+        parts.append(_text(at_x(tick), _HEIGHT - _BOTTOM + 18, f"{tick:g}"))
+    parts.append(_line(_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, "#5b6675"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_title))
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    parts.append(_text(14, middle, y_title, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
+    for index, (name, line) in enumerate(kept.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="{colour}"/>' for x, y in line]
+        parts.append(_text(_WIDTH - _RIGHT, _TOP + 2 + 15 * index, name, anchor="end", colour=colour))
+    return (
+        f'<figure><svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-family="sans-serif">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, about five."""
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "middle", size: int = 12, colour: str = "#1c2430", extra: str = ""
+) -> str:
+    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"{extra}'
+    return f"<text {where}>{escape(text)}</text>"

@@ -1,0 +1,117 @@
+"""Options of a command line that say which model looks at a video and on what it runs, and what they give."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from rvm_core.config import NAMED_SIZES
+
+if TYPE_CHECKING:
+    from rvm_core.engines import Engine
+    from rvm_core.model import RVM
+
+
+def add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    """--weights, --model, --size, --backend, --precision, --device."""
+    group.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
+    group.add_argument(
+        "--model", choices=sorted(NAMED_SIZES), default="rvm_s16",
+        help="without --weights: the size, with random weights; default: %(default)s",
+    )  # fmt: skip
+    group.add_argument(
+        "--size", metavar="HxW", type=size,
+        help="of the model's input, pixels, multiples of 16; default: 256 patches or so, in the video's shape",
+    )  # fmt: skip
+    group.add_argument(
+        "--backend", choices=("auto", "torch", "openvino", "tensorrt"), default="auto", help="default: %(default)s"
+    )
+    group.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
+    group.add_argument("--device", help="cpu, cuda or cuda:N; default: the backend's best")
+
+
+def load_model(args: argparse.Namespace, *, random_means: str, decoder: bool = False) -> RVM:
+    """The model of --weights, or one of random weights, with a warning on stderr that ends with `random_means`."""
+    from rvm_core.checkpoint import load_checkpoint
+    from rvm_core.config import RVMConfig
+    from rvm_core.model import RVM
+    from rvm_core.weights import find_weights
+
+    if args.weights:
+        return load_checkpoint(find_weights(args.weights), decoder=decoder)
+    warning = f"no weights given: the model runs on RANDOM weights, so {random_means}; see `rvm weights`"
+    print(f"rvm: warning: {warning}", file=sys.stderr)
+    return RVM(RVMConfig.named(args.model, decoder=decoder), seed=0)
+
+
+def make_engine(args: argparse.Namespace, model: RVM, image_size: tuple[int, int]) -> Engine:
+    """The engine for frames of image_size (height, width); what it says while it is made goes to stderr."""
+    from tqdm import tqdm
+
+    from rvm_core.engines import create_engine
+
+    return create_engine(
+        model,
+        backend=args.backend,
+        precision=args.precision,
+        image_size=image_size,
+        device=args.device,
+        progress=lambda line: tqdm.write(line, file=sys.stderr),
+    )
+
+
+def describe_model(args: argparse.Namespace, model: RVM, engine: Engine) -> dict[str, object]:
+    """What a summary says of them."""
+    from rvm_core.checkpoint import weights_hash
+
+    spec = engine.spec
+    return {
+        "model": model.config.name,
+        "weights": args.weights or "random, seed 0",
+        "random_weights": not args.weights,
+        "weights_hash": weights_hash(model),
+        "image_size": f"{spec.image_size[0]}x{spec.image_size[1]}",
+        "backend": spec.backend,
+        "precision": spec.precision,
+        "device": spec.device,
+    }
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "HEIGHTxWIDTH", multiples of 16."""
+    from rvm_core.config import check_image_size
+
+    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 256x256, got {text!r}")
+    height, width = int(match[1]), int(match[2])
+    try:
+        check_image_size(height, width)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return height, width
+
+
+def positive(text: str) -> float:
+    """A number over 0."""
+    if (value := not_negative(text)) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number over 0, got {text}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value

@@ -1,0 +1,1 @@
+"""The frame that every benchmark runs in; `benchmark` holds the contract."""
