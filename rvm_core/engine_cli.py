@@ -48,7 +48,7 @@ def _add_choice(parser: argparse.ArgumentParser, *, weights_required: bool) -> N
         help="a checkpoint, or the name of fetched weights",
     )
     parser.add_argument("--backend", choices=("auto", *_CHOICES), default="auto", help="default: %(default)s")
-    parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
+    parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16, int8 or auto; default: %(default)s")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: the backend's best")
     parser.add_argument(
         "--size", metavar="HxW", type=_size, default=(256, 256), help="of the frames, pixels; default: 256x256"

@@ -13,7 +13,6 @@ LayerNorms, softmax and the residual stream in float32.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import tempfile
 import warnings
@@ -30,7 +29,7 @@ from rvm_core.atomic import publish
 from rvm_core.checkpoint import weights_hash
 from rvm_core.config import PATCH_SIZE
 from rvm_core.engines.base import EngineError, EngineSpec
-from rvm_core.fused import FusedStep, cast_blocks
+from rvm_core.fused import FusedStep, cast_copy
 from rvm_core.model import RVM
 from rvm_core.position import resize_grid
 
@@ -42,8 +41,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSET = 20
 """The lowest with all that is used. Its successors' Attention operator is unknown to the TensorRT of most robots, and
 none takes it with a float32 softmax."""
-INLINE_BYTES = 1 << 30
-"""Weights above this go into a file beside the .onnx, which as one protocol buffer may not have 2 GiB."""
+INLINE_BYTES = 1 << 27
+"""Weights above this go into a file beside the .onnx. As part of it they are in memory three times while it is written,
+and as one protocol buffer it may not have 2 GiB."""
 
 _FLOAT = 1
 """ONNX's number for float32."""
@@ -118,7 +118,7 @@ class _ExportedStep(FusedStep):
 
 def _prepare(model: RVM, spec: EngineSpec, dtype: torch.dtype) -> RVM:
     """A copy on the CPU, in the precision, with the positions of this image size as a constant."""
-    model = cast_blocks(copy.deepcopy(model).cpu(), dtype)
+    model = cast_copy(model, dtype).cpu()
     height, width = spec.image_size
     encoder = model.encoder
     # The step resizes the table to the size it has now, which is to do nothing.

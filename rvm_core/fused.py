@@ -8,12 +8,15 @@ Shapes: B batch, H W image, N+1 tokens with [CLS] first, D width, K heads, C cha
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rvm_core.encoder import Encoder
 from rvm_core.layers import Attention, CrossBlock, CrossTransformer, EncoderBlock, Linear, MergeHeads, SplitHeads
 from rvm_core.model import RVM
 
@@ -87,10 +90,7 @@ class FusedStep(nn.Module):
 
     def __init__(self, model: RVM) -> None:
         super().__init__()
-        self.encoder = model.encoder
-        self.blocks = nn.ModuleList(
-            FusedEncoderBlock(block) for block in cast("list[EncoderBlock]", list(model.encoder.blocks))
-        )
+        self.encoder = _fused_encoder(model.encoder)
         core = model.core
         self.input_gates = Projection(torch.cat([core.input_update.weight, core.input_reset.weight]), None)
         self.state_gates = Projection(torch.cat([core.state_update.weight, core.state_reset.weight]), None)
@@ -103,11 +103,7 @@ class FusedStep(nn.Module):
 
     def forward(self, frames: Tensor, state: Tensor) -> Tensor:
         pixels = frames.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        tokens = self.encoder.tokenize(pixels)
-        x = torch.cat([self.encoder.cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        x = self.encoder.output_norm(x)
+        x = self.encoder(pixels)
         update, reset = torch.sigmoid(self.input_gates(x) + self.state_gates(state)).chunk(2, dim=-1)
         context = self.context_key_value(reset * self.state_norm(state))
         pairs = context.unflatten(-1, (len(self.core_blocks), 2, self.core_heads, -1)).permute(2, 3, 0, 4, 1, 5)
@@ -118,9 +114,28 @@ class FusedStep(nn.Module):
 
 def cast_blocks(model: RVM, dtype: torch.dtype) -> RVM:
     """Casts, in place, the linear layers inside the blocks; patch embedding, gates and norms stay float32."""
+    for layer in _block_layers(model):
+        layer.to(dtype)
+    return model
+
+
+def cast_copy(model: RVM, dtype: torch.dtype) -> RVM:
+    """A copy as `cast_blocks` would make it, without ever holding another one of the blocks in float32."""
+    weights = (parameter for layer in _block_layers(model) for parameter in layer.parameters())
+    cast_weights = {id(weight): nn.Parameter(weight.detach().to(dtype, copy=True), False) for weight in weights}
+    # What is in the dictionary counts as copied already.
+    return copy.deepcopy(model, cast_weights)
+
+
+def _block_layers(model: RVM) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, (EncoderBlock, CrossTransformer)):
-            for layer in module.modules():
-                if isinstance(layer, (Linear, SplitHeads, MergeHeads)):
-                    layer.to(dtype)
-    return model
+            yield from (layer for layer in module.modules() if isinstance(layer, (Linear, SplitHeads, MergeHeads)))
+
+
+def _fused_encoder(encoder: Encoder) -> Encoder:
+    """Shares everything but the blocks: those of the model need not be kept for it."""
+    fused = copy.copy(encoder)
+    blocks = cast("list[EncoderBlock]", list(encoder.blocks))
+    fused._modules = encoder._modules | {"blocks": nn.ModuleList(map(FusedEncoderBlock, blocks))}
+    return fused

@@ -54,7 +54,7 @@ class NodeParameters:
     backend: Literal["auto", "torch", "openvino", "tensorrt"] = _parameter(
         "auto", "Runtime of the engine; auto: the fastest of those that are installed for this machine."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _parameter(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _parameter(
         "auto", "Arithmetic of the engine; auto: the fastest floating-point one that the device computes natively."
     )
     engine_fallback: bool = _parameter(

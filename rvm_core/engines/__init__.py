@@ -9,8 +9,9 @@ from rvm_core.engines.base import PRECISIONS, Backend, Engine, EngineError, Engi
 
 if TYPE_CHECKING:
     from rvm_core.engines.cache import EngineCache
+    from rvm_core.engines.clip import gate_frames
     from rvm_core.engines.create import create_engine
-    from rvm_core.engines.gate import GateReport, check_engine, gate_frames
+    from rvm_core.engines.gate import GateReport, check_engine
     from rvm_core.engines.plan import BACKENDS, EnginePlan, backends, plan_engine
 
 __all__ = [
@@ -40,7 +41,7 @@ _MODULES = {
     "backends": "plan",
     "check_engine": "gate",
     "create_engine": "create",
-    "gate_frames": "gate",
+    "gate_frames": "clip",
     "plan_engine": "plan",
 }
 

@@ -23,7 +23,8 @@ from rvm_core.model import RVM
 WARNING = "warning: "
 """Progress lines that are warnings begin with this."""
 
-_GRAPH_MODULES = ("config", "layers", "position", "encoder", "recurrent", "model", "fused", "export")
+_MODEL_MODULES = ("config", "layers", "position", "encoder", "recurrent", "model", "fused", "export")
+_GRAPH_MODULES = (*_MODEL_MODULES, "engines.clip", "engines.calibration")
 """Those of rvm_core whose source decides what a backend is given to build."""
 
 _logger = logging.getLogger("rvm_core.engines")

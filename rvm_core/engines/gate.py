@@ -7,30 +7,24 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import cycle, islice
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress, State
+from rvm_core.engines.clip import GATE_STEPS, gate_frames, unseen_frames
 from rvm_core.model import RVM
-from rvm_core.preprocess import Preprocess
-
-CLIP = Path(__file__).parents[1] / "data" / "clip.mp4"
-"""61 frames of one shot; README.md beside it says where they are from."""
-
-GATE_STEPS = 64
-"""Longer than errors take to settle: with random weights they are no larger over 600 steps."""
 
 WORST_SHARE = 0.01
 """Of all tokens of all steps: small enough to see single broken tokens, large enough not to be one token's luck."""
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 """Grows when clip, figures or their meaning change: older reports are then no longer believed."""
+
+CALIBRATED = ("int8",)
+"""Precisions in which an engine depends on frames that were played when it was built. It must also pass on others."""
 
 _REMIND_S = 10.0
 _STREAM_OFFSET = 7
@@ -90,6 +84,8 @@ class GateReport:
     a function of frames and state alone."""
     not_finite_step: int | None = None
     """First step that gave NaN or infinity, where the comparison ended; such features count as zeros."""
+    unseen: GateReport | None = None
+    """The same over frames unlike those of the calibration, if the engine was calibrated."""
 
     @property
     def passed(self) -> bool:
@@ -114,6 +110,8 @@ class GateReport:
                 found.append(f"{name} {value:.2g}, at most {limits.relative_error} is allowed")
         if not self.growth <= MAX_GROWTH:
             found.append(f"the error grows: {self.growth:.1f} times from the second quarter to the last")
+        if self.unseen:
+            found += [f"on frames unlike the calibration's: {failure}" for failure in self.unseen.failures()]
         return found
 
     @property
@@ -125,12 +123,17 @@ class GateReport:
 
     def figures(self) -> str:
         """One line for people."""
+        text = self._measured()
+        if self.unseen:
+            text += f"; on frames unlike the calibration's {self.unseen._measured()}"
+        return f"{text}; {'passed' if self.passed else 'REFUSED: ' + '; '.join(self.failures())}"
+
+    def _measured(self) -> str:
         quarters = ", ".join(f"{cosine:.6f}" for cosine in self.quarter_cosines)
-        text = (
+        return (
             f"{self.steps} steps: cosine mean {self.mean_cosine:.6f}, worst 1% {self.worst_cosine:.6f} (by quarters "
             f"{quarters}), relative error {self.relative_error:.2g}, largest difference {self.max_abs_difference:.2g}"
         )
-        return f"{text}; {'passed' if self.passed else 'REFUSED: ' + '; '.join(self.failures())}"
 
     def to_json(self) -> str:
         """Text that `from_json` reads."""
@@ -145,42 +148,25 @@ class GateReport:
             if version != REPORT_FORMAT:
                 raise ValueError(f"expected format {REPORT_FORMAT}, found {version!r}")
             values.pop("passed")
-            spec = values.pop("spec")
-            spec["image_size"] = tuple(spec["image_size"])
-            values["quarter_cosines"] = tuple(map(float, values["quarter_cosines"]))
-            if len(values["quarter_cosines"]) != 4:
-                raise ValueError("expected four quarters")
-            report = cls(spec=EngineSpec(**spec), **values)
+            report = cls._from_values(values)
             report.failures()
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a gate report: {type(error).__name__}: {error}") from error
         return report
 
-
-def gate_frames(image_size: tuple[int, int], steps: int = GATE_STEPS) -> Iterator[np.ndarray]:
-    """Frames of the bundled clip, uint8 (H, W, 3) RGB, stretched to (height, width).
-
-    The clip plays forwards and backwards in turn, so that no cut ever comes. Raises `EngineError` if it cannot be read.
-    """
-    resize = Preprocess(height=image_size[0], width=image_size[1], policy="stretch")
-    forwards = [resize(image) for image in _read_clip()]
-    yield from islice(cycle(forwards + forwards[-2:0:-1]), steps)
-
-
-def _read_clip() -> list[np.ndarray]:
-    capture = cv2.VideoCapture(str(CLIP))
-    images = []
-    try:
-        while True:
-            ok, image = capture.read()
-            if not ok:
-                break
-            images.append(np.ascontiguousarray(image[:, :, ::-1], np.uint8))
-    finally:
-        capture.release()
-    if len(images) < 2:
-        raise EngineError(f"cannot read the clip for checking engines, {CLIP}: reinstall rvm_perception")
-    return images
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> GateReport:
+        spec, quarters, unseen = dict(values["spec"]), tuple(map(float, values["quarter_cosines"])), values["unseen"]
+        if len(quarters) != 4:
+            raise ValueError("expected four quarters")
+        return cls(
+            **values
+            | {
+                "spec": EngineSpec(**spec | {"image_size": tuple(spec["image_size"])}),
+                "quarter_cosines": quarters,
+                "unseen": cls._from_values(unseen) if unseen else None,
+            }
+        )
 
 
 def check_engine(
@@ -200,7 +186,8 @@ def check_engine(
         engine: made from `model`.
         model: in float32; left as it is.
         frames: uint8 (H, W, 3) RGB of the engine's image size; played again from the start if they are fewer than the
-            steps. None: `gate_frames`. Each further stream of a batch starts some frames later, every other mirrored.
+            steps. None: `gate_frames` and, where the engine was calibrated, then as many `unseen_frames`. Each further
+            stream of a batch starts some frames later, every other mirrored.
         steps: at least 4, one for each quarter.
         progress: is told when it begins and, where it takes long, how far it is.
         on_step: is told after each step how many are done and how many there will be.
@@ -211,18 +198,41 @@ def check_engine(
     if steps < 4:
         raise ValueError(f"expected at least 4 steps, got {steps}")
     spec = engine.spec
-    extra = _STREAM_OFFSET * (spec.batch_size - 1)
-    clip = list(frames) if frames is not None else list(gate_frames(spec.image_size, steps + extra))
+    count = steps + _STREAM_OFFSET * (spec.batch_size - 1)
+    clips = [list(frames) if frames is not None else list(gate_frames(spec.image_size, count))]
+    if frames is None and spec.precision in CALIBRATED:
+        clips.append(list(unseen_frames(spec.image_size, count)))
+    total = steps * len(clips)
     if progress:
-        progress(f"comparing {_describe(spec)} with float32 torch over {steps} steps")
+        progress(f"comparing {_describe(spec)} with float32 torch over {total} steps")
+    told = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if progress and time.monotonic() - told > _REMIND_S:
+            told = time.monotonic()
+            progress(f"{done} of {total} steps compared")
+        if on_step:
+            on_step(done, total)
+
+    reference = _reference(model, spec)
+    report = _compare(engine, reference, clips[0], steps, tell)
+    if len(clips) > 1:
+        report = replace(report, unseen=_compare(engine, reference, clips[1], steps, lambda n: tell(steps + n)))
+    return report
+
+
+def _compare(
+    engine: Engine, reference: RVM, clip: list[np.ndarray], steps: int, tell: Callable[[int], None]
+) -> GateReport:
+    spec = engine.spec
 
     def batch(step: int) -> np.ndarray:
         frames = [clip[(step + _STREAM_OFFSET * b) % len(clip)] for b in range(spec.batch_size)]
         return np.stack([frame[:, ::-1] if b % 2 else frame for b, frame in enumerate(frames)])
 
-    comparison, told = _Comparison(), time.monotonic()
+    comparison = _Comparison()
     kept: tuple[int, State, torch.Tensor] | None = None
-    reference = _reference(model, spec)
     with torch.inference_mode():
         expected_state, state = reference.init_state(spec.batch_size, *spec.image_size), engine.init_state()
         for step in range(steps):
@@ -234,11 +244,7 @@ def check_engine(
             comparison.add(features, expected.cpu())
             if step == steps // 2:
                 kept = step, before, features
-            if progress and time.monotonic() - told > _REMIND_S:
-                told = time.monotonic()
-                progress(f"{step + 1} of {steps} steps compared")
-            if on_step:
-                on_step(step + 1, steps)
+            tell(step + 1)
             if comparison.not_finite_step is not None:
                 break
         replay_error = 0.0

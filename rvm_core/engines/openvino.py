@@ -2,6 +2,10 @@
 
 The files are OpenVINO's own graph and its weights, in the engine's precision. Weights are mapped into memory, and the
 graph is compiled in under a second. A compiled blob saves little of that, and holds bfloat16 weights as float32.
+
+In int8 the products with weights inside the blocks have 8-bit factors. Those of attention are bfloat16 where the
+processor has it: in 8 bits they are no faster. Patch embedding, gates, LayerNorms, softmax and the residual stream stay
+float32 as in every precision.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy as np
 import torch
 
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
+from rvm_core.engines.calibration import calibration_inputs, check_nncf, quantize
 from rvm_core.export import DTYPES, INPUT_NAMES, OUTPUT_NAMES, export_step, step_shapes, without_future_warnings
 from rvm_core.model import RVM
 
@@ -23,13 +28,20 @@ GRAPH_FILE = "step.xml"
 WEIGHTS_FILE = "step.bin"
 
 _DEVICE = "CPU"
+_SETTINGS = {
+    "PERFORMANCE_HINT": "LATENCY",
+    # The graph says where it is bfloat16.
+    "INFERENCE_PRECISION_HINT": "f32",
+}
+_LAYOUT = ("Gather", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit")
+"""Operators that only move values."""
 
 
 class OpenVINOBackend:
     """See `rvm_core.engines.base.Backend`."""
 
     name = "openvino"
-    precisions = ("fp32", "bf16")
+    precisions = ("fp32", "bf16", "int8")
     builds_files = True
 
     def missing(self) -> str | None:
@@ -54,15 +66,22 @@ class OpenVINOBackend:
 
     def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
         self._check(spec)
+        int8 = spec.precision == "int8"
+        if int8:
+            check_nncf()
         openvino = _openvino()
         progress("openvino: exporting the step")
-        program = export_step(model, spec, dtype=DTYPES[spec.precision])
+        program = export_step(model, spec, dtype=DTYPES["fp32" if int8 else spec.precision])
         progress("openvino: converting the graph")
         try:
             with without_future_warnings():
                 graph = openvino.convert_model(program)
             graph.reshape(dict(zip(INPUT_NAMES, step_shapes(model, spec), strict=True)))
             graph.output(0).set_names({*OUTPUT_NAMES})
+            if int8:
+                graph = _quantize(graph, spec, progress)
+                if self.native_precision(spec.device) == "bf16":
+                    _round_attention(graph)
             openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=False)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot convert the model: {error}") from error
@@ -126,15 +145,67 @@ def _compile(shapes: tuple[tuple[int, ...], tuple[int, ...]], folder: Path) -> A
     expected = {"frames": ("u8", frames), "state": ("f32", state), "features": ("f32", state)}
     if found != expected:
         raise EngineError(f"{folder / GRAPH_FILE} is of another engine: expected {expected}, got {found}")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        # The graph says where it is bfloat16.
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
     try:
-        return core.compile_model(graph, _DEVICE, settings)
+        return core.compile_model(graph, _DEVICE, _SETTINGS)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot compile {folder / GRAPH_FILE}: {error}") from error
+
+
+def _quantize(graph: Any, spec: EngineSpec, progress: Progress) -> Any:
+    """The float32 graph with 8-bit factors in the products with weights inside the blocks."""
+    progress("openvino: computing the states of the calibration; int8 takes a minute or more")
+    inputs = _calibration_inputs(graph, spec)
+    return quantize(
+        graph,
+        inputs,
+        without_names=_gate_products(graph),
+        without_types=("Convolution", "ScaledDotProductAttention"),
+        progress=progress,
+    )
+
+
+def _calibration_inputs(graph: Any, spec: EngineSpec) -> list[dict[str, np.ndarray]]:
+    step = _core().compile_model(graph, _DEVICE, _SETTINGS)
+    state_shape = tuple(graph.input(INPUT_NAMES[1]).shape)
+    inputs = calibration_inputs(spec, state_shape, lambda frames, state: np.array(step((frames, state))[0]))
+    return [dict(zip(INPUT_NAMES, pair, strict=True)) for pair in inputs]
+
+
+def _gate_products(graph: Any) -> list[str]:
+    """Names of the products whose sum goes through a sigmoid: those of the gates, and no others."""
+    found = []
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "Sigmoid":
+            terms = [value.get_node() for value in node.input_value(0).get_node().input_values()]
+            found += [term.get_friendly_name() for term in terms if term.get_type_name() == "MatMul"]
+    if len(found) != 2:
+        raise EngineError(f"expected two products in the gates of OpenVINO's graph, found {len(found)}")
+    return found
+
+
+def _round_attention(graph: Any) -> None:
+    """Query, key and value in bfloat16, rounded once where they are made, and the product with the values."""
+    operators, dtypes = import_module("openvino.opset13"), _openvino().Type
+    rounded = set()
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention":
+            continue
+        for value in node.input_values()[:3]:
+            while value.get_node().get_type_name() in _LAYOUT:
+                value = value.get_node().input_value(0)
+            if (place := (value.get_node().get_friendly_name(), value.get_index())) not in rounded:
+                rounded.add(place)
+                _convert(operators, value, dtypes.bf16)
+        _convert(operators, node.output(0), dtypes.f32)
+    graph.validate_nodes_and_infer_types()
+
+
+def _convert(operators: Any, value: Any, dtype: Any) -> None:
+    """Gives everything that reads a value of the graph this value in another type."""
+    readers = list(value.get_target_inputs())
+    converted = operators.convert(value, dtype).output(0)
+    for reader in readers:
+        reader.replace_source_output(converted)
 
 
 def _openvino() -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
-from rvm_core.fused import FusedStep, cast_blocks
+from rvm_core.fused import FusedStep, cast_copy
 from rvm_core.model import RVM
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -55,7 +54,7 @@ class TorchEngine:
     def __init__(self, model: RVM, spec: EngineSpec) -> None:
         self.spec = spec
         self._device = torch.device(spec.device)
-        model = cast_blocks(copy.deepcopy(model), _DTYPES[spec.precision]).to(self._device).eval()
+        model = cast_copy(model, _DTYPES[spec.precision]).to(self._device).eval()
         self._width = model.config.width
         self._step = FusedStep(model).requires_grad_(False)
 

@@ -57,7 +57,7 @@ def test_frames_are_a_real_clip_without_cuts() -> None:
 
 
 def test_a_missing_clip_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr("rvm_core.engines.gate.CLIP", tmp_path / "none.mp4")
+    monkeypatch.setattr("rvm_core.engines.clip.CLIP", tmp_path / "none.mp4")
     with pytest.raises(EngineError, match="cannot read the clip.*none.mp4.*reinstall"):
         next(gate_frames(SIZE))
 
@@ -245,6 +245,31 @@ def test_limits_fall_with_the_precision() -> None:
         assert finer.worst_cosine > coarser.worst_cosine
         assert finer.relative_error < coarser.relative_error
         assert finer.rounding < coarser.rounding < 1 - coarser.worst_cosine
+
+
+def test_calibrated_engine_must_pass_on_other_frames_too(tiny_model: RVM) -> None:
+    precisions = {"bf16": TorchEngine(tiny_model, spec_of("bf16")), "int8": AlteredEngine(tiny_model, spec_of("int8"))}
+    for precision, engine in precisions.items():
+        done: list[tuple[int, int]] = []
+        report = check_engine(engine, tiny_model, steps=8, on_step=lambda *steps, done=done: done.append(steps))
+        assert report.passed and (report.unseen is not None) == (precision == "int8")
+        total = 16 if precision == "int8" else 8
+        assert done == [(step + 1, total) for step in range(total)]
+
+
+def test_calibrated_engine_that_fails_on_other_frames_is_refused(tiny_model: RVM) -> None:
+    steps = 8
+
+    def wrong_later(features: torch.Tensor, step: int) -> torch.Tensor:
+        # After the clip, one of its steps is repeated.
+        return 1.5 * features if step > steps else features
+
+    report = check_engine(AlteredEngine(tiny_model, spec_of("int8"), features=wrong_later), tiny_model, steps=steps)
+    assert replace(report, unseen=None).passed and not report.passed
+    failure = "on frames unlike the calibration's: relative error 0.5, at most 0.15 is allowed"
+    assert report.failures() == [failure]
+    assert report.figures().count("8 steps: cosine mean") == 2 and failure in report.figures()
+    assert GateReport.from_json(report.to_json()) == report
 
 
 def test_report_survives_json() -> None:

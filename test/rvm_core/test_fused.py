@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rvm_core import RVM, RVMConfig
-from rvm_core.fused import FusedStep, cast_blocks
+from rvm_core.fused import FusedStep, cast_blocks, cast_copy
 
 FP32_TOLERANCE = 5e-6
 """On features up to 4: the same products in another order of sums."""
@@ -104,6 +104,15 @@ def test_parameters_that_are_not_fused_are_shared() -> None:
     }
 
 
+def test_no_parameter_is_kept_twice() -> None:
+    model = make_model("core heads unlike encoder's")
+    assert count(FusedStep(model)) == count(model)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def test_fusing_leaves_model_as_it_is() -> None:
     model = make_model("one core block")
     kept = copy.deepcopy(model.state_dict())
@@ -124,7 +133,38 @@ def test_only_products_inside_blocks_are_cast() -> None:
     assert all(name in float32 for name, _ in step.named_parameters() if "norm" in name)
     for name in (
         "context_key_value.weight",
-        "blocks.0.attention.query_key_value.weight",
+        "encoder.blocks.0.attention.query_key_value.weight",
         "core_blocks.0.mlp.dense_in.weight",
     ):
         assert step.get_parameter(name).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cast_copy_is_that_of_a_copy_cast_later(dtype: torch.dtype) -> None:
+    model = make_model("core heads unlike encoder's")
+    kept = copy.deepcopy(model)
+    made, expected = cast_copy(model, dtype), cast_blocks(copy.deepcopy(model), dtype)
+    for one, other in ((made, expected), (model, kept)):
+        names = [*one.state_dict(), "encoder.position_table"]
+        assert names == [*other.state_dict(), "encoder.position_table"]
+        for a, b in zip(values(one), values(other), strict=True):
+            assert a.dtype == b.dtype and torch.equal(a, b)
+    assert not {value.data_ptr() for value in values(made)} & {value.data_ptr() for value in values(model)}
+
+
+def values(model: RVM) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def test_cast_copy_copies_no_weight_of_the_blocks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("core heads unlike encoder's")
+    copied: list[torch.Tensor] = []
+    original = torch.nn.Parameter.__deepcopy__
+
+    def record(parameter: torch.nn.Parameter, memo: dict[int, object]) -> torch.nn.Parameter:
+        copied.append(parameter)
+        return original(parameter, memo)
+
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", record)
+    cast = [p for p in cast_copy(model, torch.bfloat16).parameters() if p.dtype == torch.bfloat16]
+    assert sum(p.numel() for p in cast) + sum(p.numel() for p in copied) == count(model)

@@ -1,27 +1,38 @@
 """The OpenVINO engine against float32 torch: carried state, states as values, files, memory."""
 
+import importlib.util
 import resource
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rvm_core import RVM, RVMConfig
+from rvm_core import RVM, RVMConfig, create_engine
+from rvm_core.engines import EngineCache
 from rvm_core.engines.base import Engine, EngineError, EngineSpec
+from rvm_core.engines.clip import CALIBRATION_STEPS, gate_frames
+from rvm_core.engines.gate import LIMITS, check_engine
 from rvm_core.engines.openvino import GRAPH_FILE, WEIGHTS_FILE, OpenVINOBackend
 from rvm_core.engines.torch import TorchBackend
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install rvm_perception[openvino]")
+openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install rvm_perception[openvino]")
+needs_nncf = pytest.mark.skipif(
+    importlib.util.find_spec("nncf") is None, reason="needs NNCF: pip install rvm_perception[int8]"
+)
 
 FP32_TOLERANCE = 2e-5
 """On features up to 4: sums in another order differ by 2e-6, also after 64 steps."""
 
 BF16_TOLERANCE = 0.05
 """bfloat16 has 8 bits: on features up to 4, torch's own bfloat16 differs from float32 by 0.02."""
+
+BF16_ERROR = 0.008
+"""Relative, of the tiny model; see `rvm_core.engines.gate.LIMITS`. 8 bits err more."""
 
 STEPS = 64
 SIZES = [(64, 96), (128, 80)]
@@ -156,12 +167,101 @@ def test_engine_is_made_of_files_alone(tiny_model: RVM, built: Path) -> None:
 
 def test_files_hold_weights_in_precision(tiny_model: RVM, tmp_path: Path) -> None:
     sizes = {}
-    for precision in OpenVINOBackend.precisions:
+    for precision in ("fp32", "bf16"):
         (tmp_path / precision).mkdir()
         OpenVINOBackend().build(tiny_model, make_spec(precision), tmp_path / precision, ignore_progress)
         sizes[precision] = (tmp_path / precision / WEIGHTS_FILE).stat().st_size
     # Patch embedding and gates stay float32, a third of so small a model.
     assert sizes["bf16"] < 0.7 * sizes["fp32"]
+
+
+@pytest.fixture(scope="module")
+def int8_cache(tiny_model: RVM, tmp_path_factory: pytest.TempPathFactory) -> EngineCache:
+    """A cache that holds an engine in int8, which has passed its gate."""
+    cache = EngineCache(tmp_path_factory.mktemp("int8") / "engines")
+    make_int8(tiny_model, cache)
+    return cache
+
+
+def make_int8(model: RVM, cache: EngineCache, **options: Any) -> Engine:
+    return create_engine(model, backend="openvino", precision="int8", image_size=SIZES[0], cache=cache, **options)
+
+
+@needs_nncf
+def test_int8_passes_the_gate_also_on_frames_unlike_the_calibrations(int8_cache: EngineCache) -> None:
+    (entry,) = int8_cache.list()
+    assert entry.key.precision == "int8"
+    report = entry.read_gate()
+    assert report is not None and report.unseen is not None
+    assert report.passed and report.steps == report.unseen.steps == 64
+    # 8 bits were really used.
+    assert report.relative_error > 1.5 * BF16_ERROR
+    assert report.unseen.relative_error < LIMITS["int8"].relative_error / 2
+
+
+@needs_nncf
+def test_int8_is_loaded_from_the_cache_without_nncf(
+    tiny_model: RVM, int8_cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_nncf(monkeypatch)
+    lines: list[str] = []
+    engine = make_int8(tiny_model, int8_cache, progress=lines.append)
+    assert any(line.startswith("loading ") for line in lines)
+    assert not any("playing" in line or "comparing" in line for line in lines)
+    report = check_engine(engine, tiny_model, frames=[frame[0] for frame in moving_frames(engine.spec)])
+    assert report.passed and report.replay_error == 0, report.figures()
+
+
+@needs_nncf
+def test_int8_that_saw_too_little_is_refused(tiny_model: RVM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges of the clip alone are right for the clip, and wrong in other light."""
+    monkeypatch.setattr(
+        "rvm_core.engines.calibration.calibration_frames", lambda size: gate_frames(size, CALIBRATION_STEPS)
+    )
+    cache = EngineCache(tmp_path / "engines")
+    with pytest.raises(EngineError, match="is refused.*on frames unlike the calibration's: relative error"):
+        make_int8(tiny_model, cache)
+    report = cache.list()[0].read_gate()
+    assert report is not None and replace(report, unseen=None).passed
+
+
+@needs_nncf
+def test_int8_of_several_streams_with_other_core_heads(tmp_path: Path) -> None:
+    model = RVM(CORE_HEADS_UNLIKE_ENCODERS, seed=1).eval()
+    report = check_engine(make_engine(model, make_spec("int8", SIZES[1], 3), tmp_path), model)
+    assert report.passed, report.figures()
+
+
+@needs_nncf
+def test_int8_graph_keeps_gates_and_patches_in_float(
+    tiny_model: RVM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[str] = []
+    OpenVINOBackend().build(tiny_model, make_spec("int8"), tmp_path, lines.append)
+    assert any("playing 64 frames" in line for line in lines)
+    assert capsys.readouterr().out == ""
+    nodes = openvino.Core().read_model(tmp_path / GRAPH_FILE).get_ordered_ops()
+    # Rounded are inputs of products with weights, never a value that something else reads too.
+    rounded = [node for node in nodes if node.get_type_name() == "FakeQuantize"]
+    readers = [port.get_node() for node in rounded for port in node.output(0).get_target_inputs()]
+    assert {reader.get_type_name() for reader in readers} == {"MatMul"}
+    products = {node.get_friendly_name() for node in nodes if node.get_type_name() == "MatMul"}
+    assert len(products - {reader.get_friendly_name() for reader in readers}) == 2, "all but the gates'"
+
+
+def test_int8_without_nncf_names_the_extra(tiny_model: RVM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_nncf(monkeypatch)
+    with pytest.raises(EngineError, match=r"needs nncf: pip install rvm_perception\[int8\]"):
+        make_int8(tiny_model, EngineCache(tmp_path / "engines"))
+    assert not EngineCache(tmp_path / "engines").list()
+
+
+def hide_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rvm_core.engines.calibration.find_spec", lambda name: None)
+
+
+def test_precision_is_never_int8_unless_asked_for() -> None:
+    assert OpenVINOBackend().native_precision("cpu") != "int8"
 
 
 def test_memory_does_not_grow(engine: Engine) -> None:
