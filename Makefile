@@ -28,7 +28,7 @@ endif
 help:
 	@echo "make setup              create .venv with everything: pinned packages, ROS 2 from wheels, this package"
 	@echo "make demo [VIDEO=file]  run the node on a video, write an overlay video and measurements to out/demo"
-	@echo "make bench              measure the engines beside plain torch, write a table, JSON and a plot to out/bench"
+	@echo "make bench              measure the engines beside plain torch, then tracking; write tables, JSON and a plot to out/bench"
 	@echo "make test               linters, type checker and the whole test suite"
 	@echo "make lint               linters and type checker only"
 	@echo "make lock               write requirements.txt anew from pyproject.toml (LOCK_ARGS=--upgrade for new versions)"
@@ -80,7 +80,7 @@ lock:
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install --quiet pip-tools==7.6.2
 	printf 'torch==2.13.0\npip\nsetuptools\n' | $(TOOLS)/bin/pip-compile --quiet \
-		$(addprefix --extra ,ros demo bench openvino tensorrt-rtx test) \
+		$(addprefix --extra ,ros demo bench replay ray eval openvino int8 tensorrt-rtx test) \
 		--allow-unsafe --strip-extras --no-header --no-emit-options --output-file requirements.txt $(LOCK_ARGS) pyproject.toml -
 	sed -i -E '/^(nvidia|cuda|triton)[-a-z0-9]*==/d; s/\+cpu$$//; 1i # Written by `make lock` from pyproject.toml.' requirements.txt
 	rm -r $(TOOLS)
@@ -111,6 +111,7 @@ demo: setup
 
 bench: setup
 	$(BIN)/rvm bench --out out/bench $(BENCH_ARGS)
+	$(BIN)/rvm bench-tracking --out out/bench $(BENCH_TRACKING_ARGS)
 
 test: lint
 	$(BIN)/python -m pytest

@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )  # fmt: skip
     parser.add_argument("--device", help="cpu or cuda:N (default: the best that each runtime sees)")
     parser.add_argument(
-        "--sizes", nargs="+", metavar="HxW", type=_size, default=[(256, 256)],
+        "--sizes", nargs="+", metavar="HxW", type=parse_size, default=[(256, 256)],
         help="heights and widths in pixels, multiples of 16 (default: 256x256)",
     )  # fmt: skip
     parser.add_argument(
@@ -50,7 +50,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=_run)
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH, for argparse. Raises `ArgumentTypeError` for what cannot be the size of the model's frames."""
     from rvm_core.config import check_image_size
 
     if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
@@ -72,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     groups = [preprocess_group(args.sizes), *_groups(args, choose_engines(args.engines, args.device), options)]
     args.out.mkdir(parents=True, exist_ok=True)
     interrupted = False
-    with _progress(count_turns(groups, options)) as progress:
+    with show_progress(count_turns(groups, options)) as progress:
         try:
             for group in groups:
                 measure_group(group, options, progress)
@@ -123,7 +124,7 @@ def _write(groups: list[Group], options: Options, machine: dict[str, Any], folde
 
 
 @contextmanager
-def _progress(turns: int) -> Iterator[Progress]:
+def show_progress(turns: int) -> Iterator[Progress]:
     """A bar on a terminal, nothing elsewhere."""
     from tqdm import tqdm
 

@@ -276,14 +276,14 @@ def make_table(report: Row) -> str:
     header = ["ms: one step of all cameras", *(name for _, name, _ in columns)]
     cell_lines = [header, *(cells for cells, _ in lines if isinstance(cells, list))]
     widths = [max(len(cells[i]) for cells in cell_lines) for i in range(len(header))]
-    out = [_aligned(header, widths)]
+    out = [aligned(header, widths)]
     for line, note in lines:
         if isinstance(line, str):
             out += ["", line]
         elif note and set(line[1:]) == {"-"}:
             out.append(f"{line[0]:<{widths[0]}}{note}")
         else:
-            out.append(_aligned(line, widths) + note)
+            out.append(aligned(line, widths) + note)
     return "\n".join(out)
 
 
@@ -298,5 +298,6 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line of a table: the first cell from the left, the others from the right."""
     return "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])

@@ -14,7 +14,10 @@ GROUP = "rvm.commands"
 `set_defaults(run=...)`, a function from the parsed arguments to the exit code. The help shown in the list of commands
 is the first line of the module's docstring, so that the list costs no import."""
 
-_OWN = tuple(EntryPoint(name, f"rvm_core.{name}_cli:register", GROUP) for name in ("bench", "engine", "weights"))
+_OWN = tuple(
+    EntryPoint(name, f"rvm_core.{name.replace('-', '_')}_cli:register", GROUP)
+    for name in ("bench", "bench-tracking", "engine", "weights")
+)
 """Known without installation, so that a source checkout has them too."""
 
 

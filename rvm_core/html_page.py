@@ -11,23 +11,34 @@ from html import escape
 from urllib.parse import quote
 
 _STYLE = """
-:root { --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --back: #f6f7f9; --mark: #2a6fbb; }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --back: #f6f7f9; --paper: #ffffff;
+  --warn: #fff4e0; --link: #1d5fb0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e2e6ea; --soft: #9aa4ad; --line: #363d44; --back: #1f2429;
+  --paper: #15181b; --warn: #3a2c10; --link: #7fb2ef; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1200px; padding: 24px; color: var(--ink); background: white;
+body { margin: 0 auto; max-width: 1200px; padding: 16px; color: var(--ink); background: var(--paper);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 32px 0 8px; }
-p.lead { color: var(--soft); margin: 0 0 16px; }
-p.warning { background: #fff4e0; border-left: 4px solid #d07a2a; padding: 8px 12px; }
+h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin: 32px 0 8px; }
+h3 { font-size: 15px; margin: 20px 0 4px; } p { overflow-wrap: anywhere; } a { color: var(--link); }
+p.lead, p.note { color: var(--soft); margin: 0 0 16px; } p.note { font-size: 13px; }
+p.warning { background: var(--warn); border-left: 4px solid #d07a2a; padding: 8px 12px; }
 table { border-collapse: collapse; margin: 8px 0; } caption { text-align: left; color: var(--soft); }
 th, td { padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right;
   font-variant-numeric: tabular-nums; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-tr.strong td { font-weight: 600; background: var(--back); } td.text { text-align: left; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr.strong td { font-weight: 600; background: var(--back); }
+th.text, td.text { text-align: left; overflow-wrap: anywhere; min-width: 10em; }
+.scroll { overflow-x: auto; } summary { cursor: pointer; padding: 4px 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px; } figure { margin: 0; max-width: 100%; }
 figure img, figure svg { max-width: 100%; height: auto; border: 1px solid var(--line); display: block; }
-figcaption { color: var(--soft); font-size: 13px; }
+figure svg { background: white; } figcaption { color: var(--soft); font-size: 13px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); gap: 8px; margin: 16px 0; }
+.tiles div { background: var(--back); border-radius: 8px; padding: 8px 12px; display: flex; flex-direction: column; }
+.tiles dd { margin: 0; font-size: 21px; font-variant-numeric: tabular-nums; }
+.tiles dt { color: var(--soft); font-size: 13px; }
 """
+_POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
+"""What a browser may load: pictures beside the page, and nothing that runs."""
 _COLOURS = ("#2a6fbb", "#d07a2a", "#4f9a4f", "#9a5fb0", "#b03030", "#606060")
 _WIDTH, _HEIGHT = 560, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 36, 44
@@ -38,6 +49,7 @@ def page(title: str, body: Iterable[str], *, lead: str = "") -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         + (f'<p class="lead">{escape(lead)}</p>\n' if lead else "")
         + "\n".join(body)
@@ -45,28 +57,57 @@ def page(title: str, body: Iterable[str], *, lead: str = "") -> str:
     )
 
 
-def heading(text: str) -> str:
-    """The title of a section."""
-    return f"<h2>{escape(text)}</h2>"
+def heading(text: str, *, level: int = 2) -> str:
+    """The title of a section, or of a part of one with a higher level."""
+    return f"<h{level}>{escape(text)}</h{level}>"
 
 
-def paragraph(text: str, *, warning: bool = False) -> str:
-    """A paragraph; a warning is set off."""
-    return f'<p class="warning">{escape(text)}</p>' if warning else f"<p>{escape(text)}</p>"
+def paragraph(text: str, *, warning: bool = False, note: bool = False) -> str:
+    """A paragraph; a warning is set off, a note is small."""
+    kind = ' class="warning"' if warning else ' class="note"' if note else ""
+    return f"<p{kind}>{escape(text)}</p>"
+
+
+def link(source: str, text: str) -> str:
+    """A paragraph that leads to a file, by its path relative to the page, with "/"."""
+    return f'<p><a href="{escape(quote(source))}">{escape(text)}</a></p>'
+
+
+def tiles(pairs: Mapping[str, str]) -> str:
+    """The most important figures, large: what they are and their values."""
+    parts = (f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for name, value in pairs.items())
+    return f'<dl class="tiles">{"".join(parts)}</dl>'
+
+
+def details(title: str, body: str) -> str:
+    """HTML that is seen once its title is clicked at."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, strong: Iterable[int] = (), caption: str = ""
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    strong: Iterable[int] = (),
+    text: Iterable[int] = (),
+    caption: str = "",
 ) -> str:
-    """Cells as texts; the first column is a name, the others are numbers. `strong`: indices of rows to set off."""
-    marked = set(strong)
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    """Cells as texts; the first column is a name, the others are numbers.
+
+    strong: indices of rows to set off. text: of columns that hold texts too.
+    """
+    marked, texts = set(strong), set(text)
+
+    def line(values: Sequence[str], tag: str) -> str:
+        kinds = (' class="text"' if column in texts else "" for column in range(len(values)))
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(values, kinds, strict=True))
+
     lines = []
     for index, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        cells = line(row, "td")
         lines.append(f'<tr class="strong">{cells}</tr>' if index in marked else f"<tr>{cells}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    body = "\n".join(lines)
+    head, body = line(header, "th"), "\n".join(lines)
     return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -76,12 +117,23 @@ def facts(pairs: Mapping[str, object]) -> str:
     return f'<div class="scroll"><table><tbody>\n{"".join(lines)}\n</tbody></table></div>'
 
 
-def figure(source: str, caption: str = "", *, width: int | None = None, height: int | None = None) -> str:
-    """A picture by its path relative to the page, with "/", or a data: address. Size in pixels, if known."""
-    address = source if source.startswith("data:") else quote(source)
+def figure(
+    source: str, caption: str = "", *, dark: str = "", width: int | None = None, height: int | None = None
+) -> str:
+    """A picture by its path relative to the page, with "/", or a data: address. Size in pixels, if known.
+
+    dark: the picture for dark pages, if it is another one.
+    """
     size = f' width="{width}" height="{height}"' if width and height else ""
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="{escape(address)}" alt="{escape(caption)}" loading="lazy"{size}>{text}</figure>'
+    image = f'<img src="{_address(source)}" alt="{escape(caption)}" loading="lazy"{size}>'
+    if dark:
+        image = f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_address(dark)}">{image}</picture>'
+    return f"<figure>{image}{text}</figure>"
+
+
+def _address(source: str) -> str:
+    return escape(source if source.startswith("data:") else quote(source))
 
 
 def figures(parts: Iterable[str]) -> str:

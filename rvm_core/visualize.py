@@ -17,6 +17,10 @@ Float32Array = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
 
+MAX_TURN = 5.0
+"""Degrees by which a direction of a running PCA turns from one frame to the next at most: where the picture suddenly
+changes, its colours get there in under a second instead of at once."""
+
 COMPONENTS = 3
 """Principal components shown, one for each of red, green and blue."""
 
@@ -122,9 +126,10 @@ class RunningPCA:
         # The floor keeps a direction without variance where it is; orthonormalisation would choose one at random.
         floor = 1e-6 * self._variances.max() + _TINY
         image += old.basis * ((1 - weight) * self._variances + floor)
-        basis, triangle = np.linalg.qr(image)
-        self._variances = np.abs(triangle.diagonal()) - floor
-        basis = basis * np.where(triangle.diagonal() < 0, np.float32(-1), np.float32(1))
+        basis = _turned(old.basis, np.linalg.qr(image)[0])
+        now = ((centred @ basis) ** 2).mean(axis=0)
+        before = self._variances @ (old.basis.T @ basis) ** 2
+        self._variances = weight * now + (1 - weight) * before
         new = _with_range(old.mean + weight * (frame_mean - old.mean), basis, cells)
         return replace(new, low=old.low + weight * (new.low - old.low), high=old.high + weight * (new.high - old.high))
 
@@ -266,6 +271,21 @@ def _principal_directions(centred: Float32Array) -> tuple[Float32Array, Float32A
     known = min(components, len(values))
     variances[:known] = np.maximum(values[::-1][:known], 0.0)
     return basis.astype(np.float32), variances
+
+
+def _turned(old: Float32Array, new: Float32Array) -> Float32Array:
+    """The orthonormal columns of `new` (D, K), each on the side of the old one, or what lies `MAX_TURN` on the way."""
+    cosines = (old * new).sum(axis=0)
+    new = new * np.where(cosines < 0, np.float32(-1), np.float32(1))
+    turn = float(np.arccos(np.clip(np.abs(cosines).min(), 0, 1)))
+    most = np.radians(MAX_TURN)
+    if turn <= most:
+        return new
+    # On the line between two unit vectors, where the angle to the first is `most`.
+    share = np.float32(np.sin(most) / (np.sin(most) + np.sin(turn - most)))
+    left, _, right = np.linalg.svd(old + share * (new - old), full_matrices=False)
+    # The orthonormal columns nearest to those on the way.
+    return np.asarray(left @ right, np.float32)
 
 
 def _with_range(mean: Float32Array, basis: Float32Array, cells: Float32Array) -> PCAColors:

@@ -83,7 +83,8 @@ class CameraTopics:
         """Publishes the features as colours over the frame, and the tracks on top."""
         if not self._overlay.get_subscription_count():
             return
-        self._pca.update(result.grid)
+        valid = result.frame_map.valid_cells()
+        self._pca.update(result.grid, valid if valid.any() else None)
         colors = self._pca.color(result.grid)
         picture = overlay(result.image, colors, result.frame_map.grid_to_image, self._overlay_alpha)
         if messages is not None:

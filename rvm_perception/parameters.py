@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -180,6 +181,47 @@ def read_parameters(node: Node, changes: Mapping[str, Any] | None = None) -> Nod
         value = (changes or {}).get(parameter.name, value)
         values[parameter.name] = tuple(filter(None, value)) if isinstance(parameter.default, tuple) else value
     return NodeParameters(**values)
+
+
+def load_parameters(path: str | Path, changes: Mapping[str, Any] | None = None) -> NodeParameters:
+    """The parameters of a file such as config/rvm.yaml, with `changes` over them, without ROS.
+
+    Those of every node (/**) and of a node named rvm count. Raises `ParameterError` for a file that cannot be read, is
+    no parameter file, or has parameters that are unknown, of another type, or do not fit.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParameterError(f"{path} cannot be read as parameters: {error}") from error
+    values: dict[str, Any] = {}
+    for node in ("/**", "rvm", "/rvm"):
+        section = content.get(node) if isinstance(content, dict) else None
+        given = section.get("ros__parameters") if isinstance(section, dict) else None
+        if given is not None and not isinstance(given, dict):
+            raise ParameterError(f"{path}: expected names and values under {node}: ros__parameters, got {given!r}")
+        values |= given or {}
+    if not values:
+        raise ParameterError(f"{path} holds no parameters under /**: ros__parameters:")
+    values.pop("use_sim_time", None)
+    known = {parameter.name: parameter for parameter in fields(NodeParameters)}
+    if unknown := values.keys() - known.keys():
+        raise ParameterError(f"{path}: unknown parameters: {', '.join(sorted(map(str, unknown)))}")
+    return NodeParameters(
+        **{name: _typed(known[name], value) for name, value in (values | dict(changes or {})).items()}
+    )
+
+
+def _typed(parameter: Field[Any], value: Any) -> Any:
+    kind = type(parameter.default)
+    if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value):
+        return tuple(filter(None, value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ParameterError(f"{parameter.name} must be a {_YAML_TYPES[kind]}, got {value!r}")
+    return value
 
 
 def markdown_table() -> str:

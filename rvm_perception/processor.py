@@ -70,6 +70,13 @@ class Result:
         return self.tokens[1:].reshape(self.frame_map.rows, self.frame_map.cols, -1)
 
 
+def message_to_rgb(message: ImageMessage, parameters: NodeParameters) -> np.ndarray:
+    """The picture of a message, uint8 (H, W, 3) RGB; may be a view of the message's data. Raises `ImageError`."""
+    if hasattr(message, "format"):  # only CompressedImage has it, whichever library read the message
+        return compressed_to_rgb(message, max_pixels=parameters.max_image_pixels)
+    return image_to_rgb(message, ambiguous_encoding=parameters.ambiguous_encoding)
+
+
 class FrameProcessor:
     """Steps messages through preprocessing and engine, each as one transaction on its stream.
 
@@ -117,10 +124,7 @@ class FrameProcessor:
         the engine raises. Nothing was committed then, and the caller writes the frame off in the stream.
         """
         message = waiting.message
-        if hasattr(message, "format"):  # only CompressedImage has it, whichever library read the message
-            image = compressed_to_rgb(message, max_pixels=self._parameters.max_image_pixels)
-        else:
-            image = image_to_rgb(message, ambiguous_encoding=self._parameters.ambiguous_encoding)
+        image = message_to_rgb(message, self._parameters)
         height, width = image.shape[:2]
         stamp = message.header.stamp
         stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec

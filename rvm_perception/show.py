@@ -70,6 +70,8 @@ class View(Protocol):
     """Of its files."""
     description: str
     """What a progress bar says."""
+    moments: Sequence[int]
+    """Numbers of pictures that the contact sheet must show, beside those at equal steps."""
 
     def pictures(self) -> Iterator[Picture]:
         """The film, picture by picture."""
@@ -80,7 +82,7 @@ class View(Protocol):
 
 def write_view(view: View, folder: Path, rate: float, frames: int, progress: Progress) -> None:
     """Writes <name>.mp4 and <name>.png. No more than a few small pictures are held."""
-    wanted = set(np.linspace(0, frames - 1, _STILLS).round().astype(int).tolist())
+    wanted = {*view.moments, *np.linspace(0, frames - 1, _STILLS).round().astype(int).tolist()}
     stills: list[tuple[UInt8Array, str]] = []
 
     def film() -> Iterator[tuple[int, UInt8Array]]:
@@ -106,6 +108,7 @@ class PCAView:
     running: bool = False
     name: str = field(default="pca", init=False)
     description: str = field(default="PCA", init=False)
+    moments: Sequence[int] = field(default=(), init=False)
 
     def pictures(self) -> Iterator[Picture]:
         valid = self.encoded.frame_map.valid_cells()
@@ -132,6 +135,7 @@ class ClusterView:
     seed: int = 0
     name: str = field(default="kmeans", init=False)
     description: str = field(default="k-means", init=False)
+    moments: Sequence[int] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         vectors = _sample(self.encoded)
@@ -160,11 +164,12 @@ class SimilarityView:
     spots: Sequence[Spot]
     name: str = field(default="similarity", init=False)
     description: str = field(default="similarity", init=False)
+    moments: Sequence[int] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        self._frames = [self.encoded.frame_at(spot.seconds) for spot in self.spots]
+        self.moments = [self.encoded.frame_at(spot.seconds) for spot in self.spots]
         self._vectors = []
-        for spot, number in zip(self.spots, self._frames, strict=True):
+        for spot, number in zip(self.spots, self.moments, strict=True):
             on_grid = point_query(1, spot.x, spot.y, self.encoded.frame_map)
             self._vectors.append(feature_at(self.encoded.features[number], on_grid.x, on_grid.y))
         sample = _sample(self.encoded)
@@ -176,14 +181,14 @@ class SimilarityView:
         for number, (frame, features) in enumerate(self.encoded.frames()):
             image, affine = _panel(frame.image, self.encoded.frame_map)
             panels = [image.copy()]
-            for spot, at, vector, low in zip(self.spots, self._frames, self._vectors, self._lows, strict=True):
+            for spot, at, vector, low in zip(self.spots, self.moments, self._vectors, self._lows, strict=True):
                 heat = heat_colors(cosine_similarity(features, vector), low, 1.0)
                 painted = overlay(image, heat, affine, alpha=0.75)
                 if number == at:
                     _mark(panels[0], spot, frame.image)
                     _mark(painted, spot, frame.image)
                 panels.append(painted)
-            here = ", ".join(f"point {spot.x:g},{spot.y:g}" for spot, at in zip(self.spots, self._frames, strict=True)
+            here = ", ".join(f"point {spot.x:g},{spot.y:g}" for spot, at in zip(self.spots, self.moments, strict=True)
                              if at == number)  # fmt: skip
             yield Picture(frame.seconds, side_by_side(panels), f"{frame.seconds:.2f} s" + (here and f": {here}"))
 
@@ -191,7 +196,7 @@ class SimilarityView:
         return {
             "points": [
                 {"x": spot.x, "y": spot.y, "frame": at, "seconds": self.encoded.seconds[at], "black_below": low}
-                for spot, at, low in zip(self.spots, self._frames, self._lows, strict=True)
+                for spot, at, low in zip(self.spots, self.moments, self._lows, strict=True)
             ]
         }
 
@@ -212,6 +217,7 @@ class ReconstructionView:
     """Frames from the last source to the target."""
     name: str = field(default="reconstruction", init=False)
     description: str = field(default="reconstruction", init=False)
+    moments: Sequence[int] = field(default=(), init=False)
     _errors: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,11 @@ LATE_TOLERANCE_NS = 1_000_000_000
 
 LATE_LIMIT = 3
 """So many late frames in a row are a jump of the clock too."""
+
+_SAVED = (
+    "_requested_reset", "_last", "_last_sequence", "_late_in_a_row", "_state", "_index",
+    "epoch", "received", "processed", "rejected", "resets",
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -178,6 +184,15 @@ class Stream(Generic[T]):
                 "rejected": self.rejected.total() - dropped,
                 "resets": self.resets.total(),
             }
+
+    def save(self) -> dict[str, Any]:
+        """All that the next frames depend on, and the ledger, for `restore`. Between two frames only."""
+        return {name: getattr(self, name) for name in _SAVED}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from where `save` was called, at a stream of the same arguments."""
+        for name in _SAVED:
+            setattr(self, name, saved[name])
 
     def _reset_reason(self, key: FrameKey) -> str | None:
         last = self._last

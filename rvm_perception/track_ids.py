@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 MAX_ID = 2**64 - 1
 MAX_MASK_ID = 2**16 - 1
@@ -23,6 +23,20 @@ class IdLedger:
         self._starts: list[int] = []
         self._ends: list[int] = []
         """Run i holds starts[i] to ends[i] - 1; runs are sorted and never touch."""
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """First and last id of each run of used ones."""
+        return [(start, end - 1) for start, end in zip(self._starts, self._ends, strict=True)]
+
+    @staticmethod
+    def of_runs(runs: Iterable[tuple[int, int]]) -> IdLedger:
+        """A ledger with the `runs` of another one."""
+        ledger = IdLedger()
+        for first, last in runs:
+            ledger._starts.append(first)
+            ledger._ends.append(last + 1)
+        return ledger
 
     def __contains__(self, id: int) -> bool:
         run = bisect_right(self._starts, id) - 1

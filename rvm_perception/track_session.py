@@ -177,6 +177,15 @@ class TrackSession:
             answers.append(self._counted(answer))
         return state, answers
 
+    def save(self) -> dict[str, Any]:
+        """What of the session, beside the ids, later frames depend on, and its counts, for `restore`."""
+        return {"waiting": list(self._waiting), "accepted": self.accepted, "refused": self.refused}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from where `save` was called, at a session of the same arguments."""
+        self._waiting = list(saved["waiting"])
+        self.accepted, self.refused = saved["accepted"], saved["refused"]
+
     def refuse_waiting(self, reason: str, *, epoch: int) -> list[Answers]:
         """Refuses all requests that wait."""
         waiting, self._waiting = self._waiting, []

@@ -81,7 +81,7 @@ class Points:
 
     def without(self, ids: Collection[int]) -> Points:
         """The points with other ids."""
-        kept = np.flatnonzero(~np.isin(self.ids, np.array(list(ids), np.uint64)))
+        kept = np.array([index for index, known in enumerate(self.ids.tolist()) if known not in ids], np.intp)
         index = torch.from_numpy(kept).to(self.xy.device)
         tensors = (getattr(self, name)[index] for name in _TENSORS)
         return Points(self.ids[kept], tuple(self.starts[i] for i in kept), *tensors)
@@ -191,8 +191,8 @@ class PointMatcher:
         across, down = column - left, row - top
         top, bottom = top * self._width, bottom * self._width
         corners = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=1)
-        upper, lower = 1 - down, down
-        shares = torch.stack([upper * (1 - across), upper * across, lower * (1 - across), lower * across], dim=1)
+        upper = 1 - down
+        shares = torch.stack([upper * (1 - across), upper * across, down * (1 - across), down * across], dim=1)
         return F.normalize(F.embedding_bag(corners, keys.exact, per_sample_weights=shares, mode="sum"), dim=-1)
 
     def _inside(self, xy: Tensor) -> Tensor:

@@ -84,15 +84,35 @@ def propagate_labels(
     near = None if radius is None else near_cells(labels.shape[0], labels.shape[1], radius, features.device)
     predicted = []
     for frame in frames:
-        similarity = frame @ torch.cat([frames[0], *(keys for keys, _ in queue)]).T
-        if near is not None:
-            similarity[:, len(first) :].masked_fill_(~near.repeat(1, n_context), -torch.inf)
-        score, index = similarity.topk(min(top_k, similarity.shape[1]))
-        weight = (score / temperature).softmax(-1)
-        context_labels = torch.cat([first, *(label for _, label in queue)])
-        predicted.append((weight[..., None] * context_labels[index]).sum(1))
+        context = [(frames[0], first), *queue]
+        predicted.append(propagate_frame(frame, context, top_k=top_k, temperature=temperature, near=near))
         queue.append((frame, predicted[-1]))
     return torch.stack(predicted).unflatten(1, labels.shape[:2])
+
+
+def propagate_frame(
+    frame: Tensor,
+    context: Sequence[tuple[Tensor, Tensor]],
+    *,
+    top_k: int = 7,
+    temperature: float = 0.7,
+    near: Tensor | None = None,
+) -> Tensor:
+    """The labels of one frame, float32 (N, K), as the protocol says.
+
+    Args:
+        frame: float32 (N, D), L2-normalised, as the features of the context.
+        context: features (N, D) and labels (N, K) of the first frame, then of those in the queue.
+        top_k, temperature: see `TrackingConfig`.
+        near: bool (N, N): which cells of each frame in the queue each cell may be matched with; None: all.
+    """
+    similarity = frame @ torch.cat([keys for keys, _ in context]).T
+    if near is not None:
+        similarity[:, len(near) :].masked_fill_(~near.repeat(1, len(context) - 1), -torch.inf)
+    score, index = similarity.topk(min(top_k, similarity.shape[1]))
+    weight = (score / temperature).softmax(-1)
+    labels = torch.cat([labels for _, labels in context])
+    return (weight[..., None] * labels[index]).sum(1)
 
 
 @dataclass(frozen=True)

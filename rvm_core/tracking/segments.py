@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +133,7 @@ def _weigh(soft: Float32Array, around: Sequence[Box | None]) -> Float32Array:
     return weights
 
 
-def _heaviest(parts: npt.NDArray[np.integer], number: int, weights: Float32Array) -> npt.NDArray[np.intp]:
+def _heaviest(parts: npt.NDArray[Any], number: int, weights: Float32Array) -> npt.NDArray[np.intp]:
     """Of each plane of labels (S, h, w) below `number` the one of the largest weight, (S,); label 0 is no part."""
     planes = np.zeros(number, np.intp)
     planes[parts] = np.arange(len(parts))[:, None, None]
@@ -150,7 +151,7 @@ def _logistic(evidence: tuple[float, ...], coefficients: tuple[float, ...]) -> f
 
 
 def _extents(profiles: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Where (S, n) shares of cells begin and end, (S,): cells at the ends count by their share. 0 and 0 if all are 0."""
+    """Where (S, n) shares of cells begin and end, (S,): cells at the ends count by their share; 0 if there is none."""
     shown, top = profiles > 0, profiles.max(axis=1)
     first, last = shown.argmax(axis=1), profiles.shape[1] - 1 - shown[:, ::-1].argmax(axis=1)
     at_first, at_last = (np.take_along_axis(profiles, end[:, None], axis=1)[:, 0] for end in (first, last))

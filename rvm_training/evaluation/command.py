@@ -46,7 +46,7 @@ def add_benchmarks(kinds: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument("--data", metavar="PATH", type=Path, required=True, help=entry.data)
         add_model_options(parser)
         own = parser.add_argument_group("of this benchmark")
-        entry.options(own)  # type: ignore[arg-type]
+        entry.options(own)
         parser.add_argument(
             "--out", type=Path, default=Path("out/eval"), metavar="DIR", help="for the results; default: %(default)s"
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from rvm_core.config import check_image_size
 
 
 def _none(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +69,65 @@ def _noise_square(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=count, default=32, metavar="N", help="of each clip; default: %(default)s")
 
 
+def size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH in pixels, for `type=` of an option."""
+    height, separator, width = text.partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 256x256, got {text!r}")
+    try:
+        check_image_size(int(height), int(width))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return int(height), int(width)
+
+
+def _head(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    without = "" if required else "; default: no training"
+    parser.add_argument("--head", metavar="FILE", type=Path, required=required, help=f"a trained readout{without}")
+
+
+def _size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", metavar="HxW", type=size, help="of the frames, pixels; default: 256x256")
+
+
+def _tapvid(parser: argparse.ArgumentParser) -> None:
+    _head(parser, required=False)
+    _size(parser)
+    parser.add_argument(
+        "--protocol",
+        choices=("first", "strided", "4ds"),
+        default="first",
+        help="which points are asked for: where they are first seen, in every fifth frame, or, of every fourth frame "
+        "and 16 in all, in the first, as 4DS does; default: %(default)s",
+    )
+
+
+def _boxes(parser: argparse.ArgumentParser) -> None:
+    _head(parser, required=False)
+    parser.add_argument("--frames", type=count, metavar="N", help="of each video, at 5 a second; default: 16")
+
+
+def _depth(parser: argparse.ArgumentParser) -> None:
+    _head(parser)
+    _size(parser)
+    parser.add_argument("--scenes", type=Path, metavar="FILE", help="names of scenes; default: PATH/scannetv2_val.txt")
+    parser.add_argument("--clips", type=count, default=1, metavar="N", help="of each scene; default: %(default)s")
+    parser.add_argument("--stride", type=count, default=1, metavar="N", help="take every Nth frame; default: 1")
+
+
+def _classes(parser: argparse.ArgumentParser) -> None:
+    _head(parser)
+    _size(parser)
+    parser.add_argument("--dataset", choices=("ssv2", "kinetics"), help="which it is; default: by what is in PATH")
+
+
+def _pose(parser: argparse.ArgumentParser) -> None:
+    _head(parser)
+    _size(parser)
+    parser.add_argument("--frames", type=count, default=16, metavar="N", help="of a clip; default: %(default)s")
+    parser.add_argument("--stride", type=count, default=1, metavar="N", help="take every Nth frame; default: 1")
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="davis2017",
@@ -101,5 +163,40 @@ ENTRIES: tuple[Entry, ...] = (
         help="whether features show a square of noise that only its motion gives away",
         data=None,
         options=_noise_square,
+    ),
+    Entry(
+        name="tapvid",
+        module="point_tracking",
+        help="AJ, position and occlusion accuracy of points followed through TAP-Vid's videos",
+        data="folder of `rvm convert-data tapvid`",
+        options=_tapvid,
+    ),
+    Entry(
+        name="boxes",
+        module="box_tracking",
+        help="mean IoU of boxes followed through videos by the rules of 4DS",
+        data="folder with SEQUENCE/boxes.json, such as `rvm convert-data` makes of Waymo Open and MOT",
+        options=_boxes,
+    ),
+    Entry(
+        name="depth",
+        module="depth_readout",
+        help="AbsRel of depth by a trained readout on ScanNet",
+        data="folder of ScanNet with scans/SCENE/color and scans/SCENE/depth",
+        options=_depth,
+    ),
+    Entry(
+        name="classes",
+        module="class_readout",
+        help="top-1 of classes by a trained readout on Something-Something v2 or Kinetics",
+        data="folder of Something-Something v2 (labels, videos) or Kinetics (val, annotations)",
+        options=_classes,
+    ),
+    Entry(
+        name="pose",
+        module="pose_readout",
+        help="end-point error of relative poses by a trained readout on RealEstate10K",
+        data="folder of RealEstate10K with test/ID.txt and frames/test/ID",
+        options=_pose,
     ),
 )

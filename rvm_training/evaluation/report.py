@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rvm_core.atomic import atomic_file
 from rvm_core.exit_codes import disk_full_errors
 from rvm_core.html_page import curve_plot, facts, figure, figures, heading, page, paragraph, table
 from rvm_training.evaluation.benchmark import Aggregate, Metric, Row
-from rvm_training.evaluation.runner import Run
+from rvm_training.evaluation.runner import Run, finite
 from rvm_training.evaluation.store import KeptPicture, ResultStore
 
 FORMAT_VERSION = 1
@@ -42,7 +41,7 @@ def make_report(run: Run, aggregate: Aggregate, machine: Json, *, pictures: Sequ
         "notes": list(aggregate.notes),
         "videos_of_benchmark": run.all_videos,
         "videos": [
-            {"id": result.video, "seconds": result.seconds, "summary": _numbers(result.summary)}
+            {"id": result.video, "seconds": result.seconds, "summary": finite(result.summary)}
             | {"pictures": [asdict(picture) for picture in result.pictures]}
             for result in run.results.values()
         ],
@@ -53,12 +52,7 @@ def make_report(run: Run, aggregate: Aggregate, machine: Json, *, pictures: Sequ
 
 
 def _json_row(row: Row, run: Run) -> Json:
-    return {"name": row.name or run.encoder_name, "values": _numbers(row.values), "source": row.source}
-
-
-def _numbers(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: None if value is None or not math.isfinite(value) else value for key, value in values.items()}
+    return {"name": row.name or run.encoder_name, "values": finite(row.values), "source": row.source}
 
 
 def reasons(run: Run) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,9 @@ def run(
     every = list(benchmark.videos())
     asked = every if videos is None else list(dict.fromkeys(videos))
     if unknown := [video for video in asked if video not in set(every)]:
-        raise DatasetError(f"no such video: {', '.join(unknown)}; there are {len(every)}, such as {', '.join(every[:3])}")
+        raise DatasetError(
+            f"no such video: {', '.join(unknown)}; there are {len(every)}, such as {', '.join(every[:3])}"
+        )
     done = Run(
         benchmark=benchmark,
         encoder_name=encoder.name,
@@ -131,7 +134,7 @@ def _video(
             key=key,
             data=data,
             scores=dict(result.scores),
-            summary=dict(result.summary),
+            summary=finite(result.summary),
             seconds=round(time.perf_counter() - start, 3),
             pictures=store.keep_pictures(video, result.pictures),
             with_pictures=pictures,
@@ -139,6 +142,11 @@ def _video(
         # The pictures first: a kept result always has them.
         store.keep(kept)
     done.results[video] = kept
+
+
+def finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The values with None in place of what is not finite, as JSON has no NaN."""
+    return {key: None if value is None or not math.isfinite(value) else value for key, value in values.items()}
 
 
 @contextmanager

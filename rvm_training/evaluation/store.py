@@ -78,7 +78,10 @@ class ResultStore:
     def keep(self, result: KeptResult) -> None:
         """Writes a result. Raises `DiskFullError`, or another `OSError`."""
         text = json.dumps({"format_version": FORMAT_VERSION} | asdict(result), indent=1, allow_nan=False) + "\n"
-        with disk_full_errors(f"the result of {result.video}"), atomic_file(self._path(result.video, result.key)) as file:
+        with (
+            disk_full_errors(f"the result of {result.video}"),
+            atomic_file(self._path(result.video, result.key)) as file,
+        ):
             file.write_text(text, encoding="utf-8")
 
     def keep_pictures(self, owner: str, pictures: Sequence[Picture]) -> list[KeptPicture]:

@@ -176,7 +176,7 @@ def test_interrupted_run_writes_what_is_there(
 
         yield advance
 
-    monkeypatch.setattr(bench_cli, "_progress", impatient)
+    monkeypatch.setattr(bench_cli, "show_progress", impatient)
     code = run("--weights", str(tiny_path), "--engines", "torch:fp32", "--steps", "15", "--out", str(tmp_path))
     report = json.loads((tmp_path / "bench.json").read_text())
     assert code == 130

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rvm_core.visualize import PCAColors, RunningPCA, contact_sheet, fit_pca, overlay, side_by_side
+from rvm_core.visualize import (
+    MAX_CELLS_TO_FIT,
+    MAX_TURN,
+    PCAColors,
+    RunningPCA,
+    contact_sheet,
+    fit_pca,
+    overlay,
+    sample_cells,
+    side_by_side,
+)
 
 ROWS, COLS, WIDTH = 10, 24, 96
 FrameArray = npt.NDArray[np.float32]
@@ -69,6 +80,81 @@ def test_a_new_pca_for_every_frame_would_flicker() -> None:
     assert np.mean([mean_change(a, b) for a, b in pairwise(images)]) > 2 * unavoidable
 
 
+DEGREES = 0.5
+"""By which a direction may turn more than `MAX_TURN`, as all three are made orthogonal again afterwards."""
+
+
+def scene(spectrum: tuple[float, ...], seed: int) -> FrameArray:
+    """One feature map without noise."""
+    random = np.random.default_rng(seed)
+    directions = np.linalg.qr(random.normal(size=(WIDTH, len(spectrum))))[0] * np.sqrt(spectrum)
+    latent = random.normal(size=(ROWS, COLS, len(spectrum)))
+    return (latent @ directions.T + random.normal(size=WIDTH) * 5).astype(np.float32)
+
+
+def noisy(maps: list[FrameArray], noise: float = 0.05) -> Iterator[FrameArray]:
+    random = np.random.default_rng(9)
+    for features in maps:
+        yield (features + noise * random.normal(size=features.shape)).astype(np.float32)
+
+
+def turns(maps: Iterator[FrameArray]) -> npt.NDArray[np.floating]:
+    """Degrees (frames - 1, 3) by which each direction turns from frame to frame; over 90 if it changes sign."""
+    pca, bases = RunningPCA(), []
+    for features in maps:
+        pca.update(features)
+        bases.append(pca.colors.basis)
+    cosines = [np.clip((a * b).sum(axis=0), -1, 1) for a, b in pairwise(bases)]
+    return np.degrees(np.arccos(cosines))
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA.keys())
+def test_directions_turn_little_from_frame_to_frame(spectrum: tuple[float, ...]) -> None:
+    """In a static scene, where scenes change, where a dark one becomes bright, and after a first frame of noise."""
+    one, other = scene(spectrum, 1), scene(spectrum, 2)
+    clips = {
+        "static": [one] * 40,
+        "cut": [one] * 20 + [other] * 40,
+        "light": [0.05 * one] * 20 + [other] * 40,
+        "dark": [one] * 20 + [0.05 * other] * 40,
+        "start": [0 * one] + [one] * 40,
+    }
+    for name, maps in clips.items():
+        angles = turns(noisy(maps))
+        assert angles.max() < MAX_TURN + DEGREES, f"{name}: {angles.max()} degrees"
+    assert turns(noisy(clips["static"]))[10:].max() < 0.5
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA.keys())
+def test_colours_of_a_static_scene_stay_put(spectrum: tuple[float, ...]) -> None:
+    """Without noise they do not change at all, with noise no more than noise itself changes fixed colours."""
+    one = scene(spectrum, 1)
+    pca, still = RunningPCA(), []
+    for _ in range(60):
+        pca.update(one)
+        still.append(pca.color(one))
+    assert max(np.abs(image.astype(int) - still[0]).max() for image in still) <= 1  # rounding
+    frames = list(noisy([one] * 100))
+    pca, images = RunningPCA(), []
+    for features in frames:
+        pca.update(features)
+        images.append(pca.color(features))
+    fixed = fixed_colors(one)
+    unavoidable = max(mean_change(fixed.color(a), fixed.color(b)) for a, b in pairwise(frames))
+    assert max(mean_change(a, b) for a, b in pairwise(images)) < unavoidable + LEVELS
+    assert mean_change(images[10], images[-1]) < unavoidable + LEVELS, "they drift"
+
+
+def test_directions_find_a_new_scene_within_seconds() -> None:
+    """What keeps them from turning at once does not keep them where they are."""
+    one, other = scene(SPECTRA["separated"], 1), scene(SPECTRA["separated"], 2)
+    pca = RunningPCA()
+    for features in noisy([one * 0.05] * 30 + [other] * 60):
+        pca.update(features)
+    reference = fixed_colors(other).basis
+    assert np.linalg.svd(reference.T @ pca.colors.basis, compute_uv=False).min() > 0.95
+
+
 def test_running_colours_find_the_main_directions_though_the_first_frame_lacks_them() -> None:
     random = np.random.default_rng(1)
     pca = RunningPCA(decay=0.9)
@@ -103,6 +189,29 @@ def test_clip_colours_are_those_of_an_exact_decomposition() -> None:
     assert image.shape == (6, ROWS, COLS, 3) and image.dtype == np.uint8
     clipped = ((image == 0) | (image == 255)).mean(axis=(0, 1, 2))
     np.testing.assert_allclose(clipped, 0.04, atol=0.01)  # two percent at each end
+
+
+def test_a_long_clip_is_sampled_all_over(tmp_path: Path) -> None:
+    """From a memory-mapped file, as good as from memory, and close to what all cells give."""
+    clip = np.stack(list(slow_stream(SPECTRA["separated"], 90)))
+    assert clip[..., 0].size > 2 * MAX_CELLS_TO_FIT
+    np.save(tmp_path / "clip.npy", clip)
+    mapped = fit_pca(np.load(tmp_path / "clip.npy", mmap_mode="r"))
+    np.testing.assert_array_equal(mapped.basis, fit_pca(clip).basis)
+    cells = (clip - clip.mean(axis=(1, 2), keepdims=True)).reshape(-1, WIDTH)
+    exact = np.linalg.eigh(cells.T @ cells)[1][:, -3:]
+    assert np.linalg.svd(exact.T @ mapped.basis, compute_uv=False).min() > 0.99
+
+
+def test_sampled_cells_are_spread_over_frames_and_places() -> None:
+    inside = np.array([3, 5, 6, 9])
+    number, cell = sample_cells(2, inside)
+    assert number.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and cell.tolist() == [3, 5, 6, 9, 3, 5, 6, 9]
+    # As many frames as cells are taken: at equal steps each would be the first one of its frame.
+    number, cell = sample_cells(500, inside, most=500)
+    assert (number == np.arange(500)).all()
+    assert set(cell.tolist()) == {3, 5, 6, 9} and np.bincount(cell).max() < 200
+    assert len(sample_cells(5, inside[:0])[0]) == 0
 
 
 def test_what_a_whole_frame_shares_does_not_hide_what_its_cells_differ_in() -> None:
@@ -237,6 +346,13 @@ def test_a_marked_cell_lies_where_the_affine_says(affine: list[list[float]], cel
     (width, _, _), (_, height, _) = np.asarray(affine)
     near = np.array([width, height]) / 32 + 0.5  # cv2 interpolates in steps of 1/32 cell; half a pixel for the edge
     assert abs(at[0] - x) <= near[0] and abs(at[1] - y) <= near[1]
+
+
+def test_without_smoothing_a_cell_has_one_colour() -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    image = np.zeros((64, 96, 3), np.uint8)
+    painted = overlay(image, colors, [[16, 0, 0], [0, 16, 0]], alpha=1.0, smooth=False)
+    np.testing.assert_array_equal(painted, colors.repeat(16, axis=0).repeat(16, axis=1))
 
 
 def test_overlay_covers_exactly_the_grid() -> None:

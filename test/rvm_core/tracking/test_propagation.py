@@ -27,18 +27,18 @@ Golden = Mapping[str, np.ndarray]
 
 
 @pytest.fixture(autouse=True)
-def screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small frames are screened too, where their keys can be."""
+def always_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small frames too, as long as their keys can be screened."""
     monkeypatch.setattr(matching, "_SCREEN_FROM", 0)
 
 
 both_ways = pytest.mark.parametrize("screen", [False, True], ids=["float32", "screened"])
 
 
-def clip(frames: int, *, seed: int = 0, grid: tuple[int, int] = GRID, width: int = 24) -> Tensor:
-    """Features (T, h, w, D) of places that change slowly."""
-    noise = torch.randn(frames + 1, *grid, width, generator=Generator().manual_seed(seed))
-    return noise[0] + 0.2 * noise[1:].cumsum(0)
+def clip(frames: int, *, grid: tuple[int, int] = GRID) -> Tensor:
+    """Features (T, h, w, D) of places that change so much that many are more like others than like themselves."""
+    noise = torch.randn(frames + 1, *grid, 24, generator=Generator().manual_seed(0))
+    return noise[0] + 1.5 * noise[1:]
 
 
 def labels_of(count: int, *, seed: int = 0) -> Tensor:
@@ -88,8 +88,26 @@ def assert_reference(soft: Tensor, golden: Golden, name: str) -> None:
             np.testing.assert_array_equal(mask, golden["pred_mask"][t])
         else:
             joints = labels_to_joints(labels, size=size)
-            np.testing.assert_allclose(joints, golden["pose_coords"][t], atol=PIXELS)
             np.testing.assert_array_equal((joints != -1).all(axis=-1), golden["pose_visible"][t])
+            as_near = np.abs(joints - expected_joints(golden, t)).max(axis=-1) <= PIXELS
+            assert as_near.any(axis=0).all(), joints[~as_near.any(axis=0)]
+
+
+def expected_joints(golden: Golden, t: int) -> np.ndarray:
+    """The release's joints and what they are if the sixth best cell takes the place of the fifth, (2, J, 2).
+
+    These differ for joints at the border only, where both cells are corners of the Gaussian and equal up to rounding.
+    """
+    joints = golden["pose_coords"][t]
+    soft = golden["pose_soft"][t].copy()
+    planes = soft.reshape(-1, soft.shape[-1])
+    cells = np.argsort(-planes, axis=0, kind="stable")[4:6]
+    fifth, sixth = np.take_along_axis(planes, cells, axis=0)
+    np.put_along_axis(planes, cells[:1], 0, axis=0)
+    swapped = labels_to_joints(soft, size=golden["mask"].shape[1:])
+    equal = (fifth - sixth <= LABELS * fifth)[1:, None]
+    assert equal.mean() < 0.2
+    return np.stack([joints, np.where(equal, swapped, joints)])
 
 
 def test_defaults_are_those_of_the_release(golden: Golden) -> None:
@@ -107,9 +125,16 @@ def test_clip_is_that_of_the_release(golden: Golden, name: str) -> None:
 
 @both_ways
 @pytest.mark.parametrize("name", ["heatmap", "pose_heatmap"])
-def test_stream_is_that_of_the_release(golden: Golden, name: str, screen: bool) -> None:
+def test_stream_is_that_of_the_release(
+    golden: Golden, name: str, screen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screened = []
+    rescore = matching.Context._rescore
+    monkeypatch.setattr(matching.Context, "_rescore", lambda *given: (screened.append(given), rescore(*given))[1])
     features, labels, config = reference(golden, name)
     assert_reference(stream(features, labels, config, screen=screen), golden, name)
+    # In each step the queue and the first frame; in the first step only that.
+    assert len(screened) == screen * (2 * len(features) - 1)
 
 
 # Frame by frame against the whole clip.
@@ -148,38 +173,32 @@ def test_cells_are_near_under_the_radius() -> None:
     assert torch.equal(near, near.T)
 
 
-def exact_clip(frames: int) -> Tensor:
-    """Features whose similarities are exact in float32, so that equal ones are equal in any order of the sums."""
-    random = Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (3, 4, 1 << 14), generator=random) * 2.0 - 1
-    flips = (torch.rand(frames, 3, 4, 1 << 14, generator=random) < 0.04).cumsum(0) % 2
-    return signs * (1 - 2 * flips)
-
-
-def counted_by_hand(features: Tensor, labels: Tensor, config: TrackingConfig) -> Tensor:
-    """The protocol with n_context copies written out; of equal matches the first frame's come first."""
-    keys = torch.nn.functional.normalize(features.flatten(1, 2).double(), dim=-1)
-    first = labels.flatten(0, 1).double()
-    queue = [(keys[0], first)] * config.n_context
+def counted_by_hand(frames: Tensor, first: Tensor, config: TrackingConfig) -> Tensor:
+    """The protocol with all copies written out; of equal matches those of the first frame come first."""
+    queue = [(frames[0], first)] * config.n_context
     predicted = []
-    for frame in keys:
-        context = [(keys[0], first), *queue]
-        score, cell = (frame @ torch.cat([key for key, _ in context]).T).sort(dim=1, descending=True, stable=True)
-        score, cell = score[:, : config.top_k + 1], cell[:, : config.top_k]
-        places = score[:, :-1] == score[:, 1:]
-        assert (cell[:, 1:] % 12 == cell[:, :-1] % 12)[places[:, :-1]].all(), "different cells match equally well"
-        weight = (score[:, :-1] / config.temperature).softmax(-1)
-        predicted.append((weight[..., None] * torch.cat([label for _, label in context])[cell]).sum(1))
+    for frame in frames:
+        context = [(frames[0], first), *queue]
+        score, cell = (frame @ torch.cat([keys for keys, _ in context]).T).sort(dim=1, descending=True, stable=True)
+        weight = (score[:, : config.top_k] / config.temperature).softmax(-1)
+        labels = torch.cat([labels for _, labels in context])
+        predicted.append((weight[..., None] * labels[cell[:, : config.top_k]]).sum(1))
         queue = [*queue[1:], (frame, predicted[-1])]
-    return torch.stack(predicted).unflatten(1, (3, 4)).float()
+    return torch.stack(predicted)
 
 
 @pytest.mark.parametrize(("n_context", "top_k"), [(1, 5), (2, 7), (3, 7), (5, 7), (7, 7), (12, 7), (20, 3)])
 def test_first_frame_counts_as_often_as_it_is_in_the_context(n_context: int, top_k: int) -> None:
-    features, labels = exact_clip(9), labels_of(3)[:3, :4]
+    """The copies in the queue are equal to it, so features are used whose products are exact in any order of sums."""
+    whole = torch.randint(-64, 65, (10, CELLS, 64), generator=Generator().manual_seed(0))
+    frames, labels = (whole[0] + whole[1:]) / 1024, labels_of(3).flatten(0, 1)
     config = TrackingConfig(n_context=n_context, top_k=top_k)
-    expected = counted_by_hand(features, labels, config)
-    torch.testing.assert_close(stream(features, labels, config), expected, atol=LABELS, rtol=0)
+    propagator, keys = LabelPropagator(GRID, config), [FrameKeys(frame, None) for frame in frames]
+    tracks = [propagator.start(keys[0], labels)]
+    for now in range(1, len(keys)):
+        tracks += propagator.step(keys[now], remembered(keys, now, n_context), tracks[-1:])
+    expected = counted_by_hand(frames, labels, config)
+    torch.testing.assert_close(torch.stack([track.newest for track in tracks]), expected, atol=LABELS, rtol=0)
 
 
 def test_fewer_cells_than_matches() -> None:
@@ -236,14 +255,14 @@ def test_tracks_of_one_frame_share_its_products(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_some_labels_of_a_track_go_on_alone() -> None:
-    config, features, labels = TrackingConfig(n_context=4), clip(8), labels_of(4)
+    config, features, labels = TrackingConfig(n_context=4, top_k=3), clip(8), labels_of(4)
     propagator, keys = LabelPropagator(GRID, config), keys_of(features, screen=False)
     track = propagator.start(keys[0], labels.flatten(0, 1))
     for now in range(1, 8):
         if now == 3:
             track = track.keep([2, 0])
         (track,) = propagator.step(keys[now], remembered(keys, now, 4), [track])
-    expected = propagate_labels(features, labels, n_context=4)[-1][..., [2, 0]]
+    expected = propagate_labels(features, labels, n_context=4, top_k=3)[-1][..., [2, 0]]
     torch.testing.assert_close(track.newest.unflatten(0, GRID), expected, atol=LABELS, rtol=0)
 
 
