@@ -45,8 +45,8 @@ INLINE_BYTES = 1 << 27
 """Weights above this go into a file beside the .onnx. As part of it they are in memory three times while it is written,
 and as one protocol buffer it may not have 2 GiB."""
 
-_FLOAT = 1
-"""ONNX's number for float32."""
+_FLOAT, _FLOAT16 = 1, 10
+"""ONNX's numbers for float32 and float16."""
 
 
 def export_step(
@@ -73,12 +73,22 @@ def without_future_warnings() -> Iterator[None]:
         yield
 
 
-def to_onnx(model: RVM, spec: EngineSpec, path: str | Path, *, frames_dtype: torch.dtype = torch.uint8) -> None:
+def to_onnx(
+    model: RVM,
+    spec: EngineSpec,
+    path: str | Path,
+    *,
+    frames_dtype: torch.dtype = torch.uint8,
+    half_attention: bool = False,
+) -> None:
     """Writes the step of `model` in the precision of `spec` as an ONNX file, whole or not at all.
 
     The same weights, spec and exporter give the same bytes. Its metadata say the model's name, the hash of its weights,
     precision and shapes. Weights over `INLINE_BYTES` go into a file beside it, `<name>.<hash of them>.data`, whose
     name the .onnx holds; those that an earlier export left there are removed.
+
+    Args:
+        half_attention: the two products of attention in float16, whatever the precision of the others.
 
     Raises `EngineError` if the precision cannot be exported or the exporter is not installed, and `OSError` if a file
     cannot be written.
@@ -93,7 +103,9 @@ def to_onnx(model: RVM, spec: EngineSpec, path: str | Path, *, frames_dtype: tor
         opset_version=OPSET,
         input_names=list(INPUT_NAMES),
         output_names=list(OUTPUT_NAMES),
-        custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention(opset)},
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: _attention(opset, half=half_attention)
+        },
         verbose=False,
     )
     if program is None:
@@ -134,8 +146,8 @@ def _exporter() -> tuple[Any, Any]:
         raise EngineError(f"export needs {error.name}: pip install rvm_perception[onnx]") from error
 
 
-def _attention(op: Any) -> Callable[..., Any]:
-    """Translates attention to products in the dtype of its inputs and a softmax in float32.
+def _attention(op: Any, *, half: bool = False) -> Callable[..., Any]:
+    """Translates attention to products in the dtype of its inputs, or in float16, and a softmax in float32.
 
     The query is scaled before the first product, as TensorRT wants it for its fused kernel, and so that float16 does
     not overflow.
@@ -154,13 +166,17 @@ def _attention(op: Any) -> Callable[..., Any]:
         if attn_mask is not None or dropout_p or is_causal or enable_gqa:
             raise EngineError("only attention without mask, dropout or grouped heads can be exported")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        dtype = int(query.dtype)
+        given = int(query.dtype)
+        dtype = _FLOAT16 if half else given
+        if dtype != given:
+            query, key, value = (op.Cast(x, to=dtype) for x in (query, key, value))
         query = op.Mul(query, op.Cast(op.Constant(value_float=scale), to=dtype))
         logits = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
         if dtype == _FLOAT:
             return op.MatMul(op.Softmax(logits, axis=-1), value)
         weights = op.Softmax(op.Cast(logits, to=_FLOAT), axis=-1)
-        return op.MatMul(op.Cast(weights, to=dtype), value)
+        mixed = op.MatMul(op.Cast(weights, to=dtype), value)
+        return mixed if dtype == given else op.Cast(mixed, to=given)
 
     return translate
 

@@ -26,10 +26,11 @@ _STREAM_OFFSET = 9
 """Frames by which each further stream of a batch is ahead: they see different kinds of frames."""
 
 
-def check_nncf() -> None:
-    """Raises `EngineError` if NNCF is not installed."""
-    if find_spec("nncf") is None:
-        raise EngineError("building an engine in int8 needs nncf: pip install rvm_perception[int8]")
+def check_nncf(*others: str) -> None:
+    """Raises `EngineError` if NNCF, or one of the other packages named, is not installed."""
+    for name in ("nncf", *others):
+        if find_spec(name) is None:
+            raise EngineError(f"building an engine in int8 needs {name}: pip install rvm_perception[int8]")
 
 
 def calibration_inputs(
@@ -52,6 +53,7 @@ def quantize(
     *,
     without_names: Sequence[str],
     without_types: Sequence[str],
+    symmetric: bool = False,
     progress: Progress,
 ) -> Any:
     """A copy of a float32 graph of a runtime that NNCF knows, with 8-bit weights and inputs in its products.
@@ -59,6 +61,7 @@ def quantize(
     Args:
         inputs: of all calibration steps, by name.
         without_names, without_types: operators that are left as they are.
+        symmetric: whether zero is the middle of all ranges, not only of those of weights.
     """
     check_nncf()
     nncf = _nncf()
@@ -78,7 +81,7 @@ def quantize(
             graph,
             nncf.Dataset(inputs, tell),
             subset_size=len(inputs),
-            preset=nncf.QuantizationPreset.MIXED,
+            preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
             # Evens out channels of different size between activations and weights, and leaves residuals as they are.
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=list(without_names), types=list(without_types)),

@@ -24,7 +24,7 @@ WARNING = "warning: "
 """Progress lines that are warnings begin with this."""
 
 _MODEL_MODULES = ("config", "layers", "position", "encoder", "recurrent", "model", "fused", "export")
-_GRAPH_MODULES = (*_MODEL_MODULES, "engines.clip", "engines.calibration")
+_GRAPH_MODULES = (*_MODEL_MODULES, "engines.clip", "engines.calibration", "engines.onnx_int8")
 """Those of rvm_core whose source decides what a backend is given to build."""
 
 _logger = logging.getLogger("rvm_core.engines")

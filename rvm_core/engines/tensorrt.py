@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rvm_core.atomic import atomic_file
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
+from rvm_core.engines.onnx_int8 import to_int8_onnx
 from rvm_core.export import DTYPES, INPUT_NAMES, OUTPUT_NAMES, step_shapes, to_onnx
 from rvm_core.model import RVM
 
@@ -52,7 +53,7 @@ class TensorRTBackend:
     """
 
     name = "tensorrt"
-    precisions = tuple(DTYPES)
+    precisions = (*DTYPES, "int8")
     builds_files = True
 
     def __init__(self, compute_capabilities: Sequence[str] = ()) -> None:
@@ -117,7 +118,10 @@ class TensorRTBackend:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             progress("exporting to ONNX")
-            to_onnx(model, spec, Path(temporary, "step.onnx"))
+            if spec.precision == "int8":
+                to_int8_onnx(model, spec, Path(temporary, "step.onnx"), progress)
+            else:
+                to_onnx(model, spec, Path(temporary, "step.onnx"))
             progress("reading the ONNX file")
             parser = trt.OnnxParser(network, log)
             if not parser.parse_from_file(str(Path(temporary, "step.onnx"))):

@@ -160,6 +160,17 @@ def test_each_operator_has_the_precision_of_the_release(files: dict[str, Path], 
     assert found["MatMul"]["FLOAT"] == 2 and found["MatMul"][low] > 30
 
 
+def test_half_attention_is_all_that_is_float16(tiny_model: RVM, tmp_path: Path) -> None:
+    to_onnx(tiny_model, spec_of(), tmp_path / "step.onnx", half_attention=True)
+    assert (
+        FP32_TOLERANCE < largest_difference(session_of(tmp_path / "step.onnx"), tiny_model, spec_of()) < FP16_TOLERANCE
+    )
+    found = types_by_operator(tmp_path / "step.onnx")
+    config = tiny_model.config
+    assert found["MatMul"]["FLOAT16"] == 2 * (config.encoder_depth + 2 * config.core_depth)
+    assert all(set(found[operator]) == {"FLOAT"} for operator in found.keys() - {"MatMul", "Cast", "Mul", "Transpose"})
+
+
 def test_fp32_holds_nothing_else(files: dict[str, Path]) -> None:
     tensors = onnx.load(files["fp32"]).graph.initializer
     kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in tensors}

@@ -89,6 +89,19 @@ def test_engine_of_s_is_built_for_two_generations_without_a_gpu(precision: str, 
 
 
 @needs_rtx
+@pytest.mark.skipif(
+    find_spec("nncf") is None or find_spec("onnxruntime") is None, reason="nncf or onnxruntime is not installed"
+)
+def test_engine_of_s_in_int8_is_built_for_two_generations_without_a_gpu(tmp_path: Path) -> None:
+    model = RVM(RVMConfig.named("rvm_s16")).eval()
+    TensorRTBackend(["8.9", "12.0"]).build(model, spec_of("int8", (32, 48)), tmp_path, ignore)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DESCRIPTION_FILE, PLAN_FILE]
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert weights < (tmp_path / PLAN_FILE).stat().st_size < 1.7 * weights
+    assert tensors_of(tmp_path)["frames"] == {"role": "input", "dtype": "uint8", "shape": [1, 32, 48, 3]}
+
+
+@needs_rtx
 @pytest.mark.parametrize(("precision", "capability"), [("bf16", "12.0"), ("fp32", "8.9"), ("fp16", "12.0")])
 def test_tiny_engine_is_built(tiny_model: RVM, tmp_path: Path, precision: str, capability: str) -> None:
     spec = spec_of(precision, (48, 32), batch_size=3)
@@ -155,9 +168,9 @@ def test_building_for_no_gpu_says_what_to_name(tiny_model: RVM, tmp_path: Path) 
 
 
 @needs_rtx
-def test_int8_is_refused(tiny_model: RVM, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="fp32, fp16, bf16; got 'int8'"):
-        TensorRTBackend(["8.9"]).build(tiny_model, spec_of("int8"), tmp_path, ignore)
+def test_unknown_precision_is_refused(tiny_model: RVM, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="fp32, fp16, bf16, int8; got 'int3'"):
+        TensorRTBackend(["8.9"]).build(tiny_model, spec_of("int3"), tmp_path, ignore)
 
 
 # Which runtime
