@@ -16,6 +16,9 @@ FORMAT_VERSION = 1
 """Of the JSON file. Grows when an older reader would misread it."""
 
 
+_FOUND = ("max_abs_difference", "different_cells", "other_labels", "tied_cells", "identical")
+
+
 def make_report(
     sizes: Sequence[SizeMeasurement],
     options: TrackingOptions,
@@ -47,10 +50,8 @@ def _propagation_row(size: SizeMeasurement, options: TrackingOptions) -> Row:
         "straightforward": _times(found.straightforward),
         "streaming": _times(found.streaming),
         "times_faster": paired_ratio(found.straightforward, found.streaming),
-        "compared_frames": found.compared_frames,
-        "max_abs_difference": found.max_abs_difference if found.compared_frames else None,
-        "different_cells": found.different_cells if found.compared_frames else None,
-        "identical": found.identical if found.compared_frames else None,
+        "compared_cells": found.compared_cells,
+        **{name: getattr(found, name) if found.compared_cells else None for name in _FOUND},
     }
 
 
@@ -91,13 +92,13 @@ def _times(times: Times) -> Row:
 def make_tables(report: Row) -> str:
     """Plain text: label propagation, then the trackers."""
     propagation = [["label propagation, ms", "cells", "context", "as stated", "p95", "streaming", "p95"]]
-    propagation[0] += ["times faster", "max difference", "other labels"]
+    propagation[0] += ["times faster", "max difference", "cells that differ", "ties"]
     for row in report["propagation"]:
         cells = [_size(row), str(row["cells"]), str(row["context"])]
         for way in ("straightforward", "streaming"):
             cells += [_number(row[way]["median_ms"], ".2f"), _number(row[way]["p95_ms"], ".2f")]
         cells += [_number(row["times_faster"], ".2f"), _number(row["max_abs_difference"], ".1e")]
-        propagation.append([*cells, _number(row["different_cells"], "d")])
+        propagation.append([*cells, _number(row["different_cells"], "d"), _number(row["tied_cells"], "d")])
     trackers = [["tracking, ms", "median", "p95", "of the engine's step"]]
     for row in report["trackers"]:
         cells = [f"{_size(row)}  {row['name']}", _number(row["median_ms"], ".2f"), _number(row["p95_ms"], ".2f")]

@@ -111,9 +111,11 @@ def turns(index: BagIndex, *, queries: Collection[str] = ()) -> Turns:
             keys.append(rank[received])
             continue
         ordered = received[in_stamp_order(index.stamp[received])]
-        moved[name] = int((rank[ordered] < np.maximum.accumulate(rank[ordered])).sum()) if len(ordered) else 0
+        places = rank[ordered]
+        # A frame is late if one that comes after it was received before it.
+        moved[name] = int((places > np.minimum.accumulate(places[::-1])[::-1]).sum()) if len(places) else 0
         parts.append(ordered)
-        keys.append(np.maximum.accumulate(rank[ordered]) if len(ordered) else ordered)
+        keys.append(np.maximum.accumulate(places) if len(places) else places)
     position = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
     order = np.argsort(key, kind="stable")

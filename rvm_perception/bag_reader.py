@@ -24,7 +24,16 @@ _RECOVER = "`--recover` evaluates what can be read of it"
 
 
 class BagError(ValueError):
-    """A recording cannot be used; the text says what is wrong with it and what to do."""
+    """A recording cannot be used; the text says what is wrong with it and what to do.
+
+    Args:
+        reason: what is wrong.
+        hint: what to do, where the reason does not say so itself.
+    """
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(f"{reason}; {hint}" if hint else reason)
+        self.reason = reason
 
 
 class MessageError(ValueError):
@@ -162,7 +171,7 @@ class Bag:
             from rvm_perception.bag_recovery import DamagedBag
 
             self._stack.close()
-            self.recovered = str(error).removesuffix(f"; {_RECOVER}")
+            self.recovered = error.reason
             with _as_bag_error(self.path, hint=""):
                 return DamagedBag(self.path, bag_files(self.path), self._stack)
 
@@ -234,8 +243,8 @@ class _WholeBag:
             if not names:
                 raise BagError(f"{path} is no bag: it holds neither metadata.yaml nor a file *.mcap or *.db3")
             raise BagError(
-                f"{path} has no metadata.yaml: it was not recorded to its end. `ros2 bag reindex` makes one, and "
-                f"{_RECOVER} ({names})"
+                f"{path} has no metadata.yaml: it was not recorded to its end ({names})",
+                f"`ros2 bag reindex` makes one, and {_RECOVER}",
             )
         if path.is_file() and not storage_of(path):
             convert = ": convert ROS 1 bags with `rosbags-convert`" if path.suffix == ".bag" else ""
@@ -290,8 +299,8 @@ class _WholeBag:
             log = file.with_name(f"{file.name}-wal")
             if log.exists() and log.stat().st_size:
                 raise BagError(
-                    f"{file} was not closed: part of it is in {log.name}. Opening it once with `sqlite3 {file.name} "
-                    f"'pragma wal_checkpoint'` puts it in place; {_RECOVER}"
+                    f"{file} was not closed: part of it is in {log.name}",
+                    f"`sqlite3 {file.name} 'pragma wal_checkpoint'` puts it in place, and {_RECOVER}",
                 )
 
 
@@ -300,8 +309,8 @@ def check_counts(path: Path, topics: Collection[BagTopic], counts: dict[str, int
     for topic in topics:
         if topic.count is not None and topic.name in counts and counts[topic.name] < topic.count:
             raise BagError(
-                f"{path} says that it has {topic.count} messages of {topic.name}, but {counts[topic.name]} can be "
-                f"read; {_RECOVER}"
+                f"{path} says that it has {topic.count} messages of {topic.name}, but {counts[topic.name]} can be read",
+                _RECOVER,
             )
 
 
@@ -320,9 +329,7 @@ class _as_bag_error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO):
             return
         text = str(error) or type(error).__name__
-        raise BagError(
-            f"{self._path} is damaged or incomplete: {text}{'; ' if self._hint else ''}{self._hint}"
-        ) from error
+        raise BagError(f"{self._path} is damaged or incomplete: {text}", self._hint) from error
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -165,6 +165,8 @@ class _Sqlite3File:
         mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
         self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True)
         stack.callback(self._connection.close)
+        # Without it, a file that is shorter than it says is refused as a whole.
+        self._connection.execute("PRAGMA writable_schema = ON")
         rows = self._connection.execute("SELECT id, name, type FROM topics").fetchall()
         self._channels = {int(id): _Channel(str(name), str(kind)) for id, name, kind in rows}
 

@@ -12,21 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, INTERRUPTED, is_disk_full
+from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, INTERRUPTED, USAGE, is_disk_full
+from rvm_perception.replay_many_cli import BAD_RECORDING, add_arguments, run_many
 
 if TYPE_CHECKING:
     from rvm_perception.parameters import NodeParameters
     from rvm_perception.replay_summary import ReplaySummary
-
-BAD_RECORDING = 5
-"""Exit code for a recording that cannot be used."""
 
 _DESCRIPTION = """\
 Runs every frame of a ROS 2 recording, in the order of its stamps, through the same preprocessing, engine, tracking and
 reset rules as the live node, and carries out the TrackQueries that were recorded. Needs no ROS, and is as fast as the
 engine. The same recording gives the same bytes each time; only timing.json, timing.csv and the report tell times."""
 _EPILOG = """\
-BAG is a folder of rosbag2 or one of its files: sqlite3 (.db3) or mcap, compressed or not. Images may be raw or compressed.
+BAG is a folder of rosbag2 or one of its files: sqlite3 (.db3) or mcap, compressed or not. Images may be raw or
+compressed. Where BAG is a folder with recordings in it, at any depth, each is replayed into a folder of its name in
+that of --out, beside recordings.json and index.html about all of them. One that fails does not stop the others, one
+whose process is lost is done again, and --resume leaves those alone that are complete.
 
 writes to the folder of --out: replay.mcap (what the node would publish; for Foxglove and `ros2 bag`), summary.json,
 timing.json, report.html, and for each camera a folder with frames.csv, features.npz or features.zarr, point_tracks,
@@ -34,9 +35,13 @@ box_tracks and mask_tracks as csv or parquet, overlay.mp4 and timing.csv. The fo
 earlier results stay as they are until then. Ctrl-C keeps what was done: the same command with --resume goes on.
 
 exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 3 only a part of a damaged recording was evaluated
-(--recover), 4 the disk is full, 5 the recording cannot be used, 130 interrupted
+(--recover) or not all of the recordings, 4 the disk is full, 5 the recording cannot be used, or none of them, 130
+interrupted
 
-example: rvm replay drive_0001 --out out/drive_0001 --weights rvm_s16 --params config/rvm.yaml"""
+examples:
+  rvm replay drive_0001 --out out/drive_0001 --weights rvm_s16 --params config/rvm.yaml
+  rvm replay drives --out out/drives --weights rvm_s16 --jobs 4
+  rvm replay /nfs/drives --out /nfs/out --weights /nfs/rvm_l16.npz --ray auto"""
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -52,6 +57,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     _add_input(parser.add_argument_group("what is replayed, and by what"))
     _add_output(parser.add_argument_group("results"))
+    add_arguments(parser.add_argument_group("many recordings"))
     parser.set_defaults(run=_run)
 
 
@@ -87,7 +93,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from rvm_core.threads import limit_threads
     from rvm_perception.bag_reader import BagError
+    from rvm_perception.recordings import is_folder_of_recordings
     from rvm_perception.replay import Interrupted
     from rvm_perception.replay_job import ReplayOptions, make_stepper, replay_bag
 
@@ -101,8 +109,16 @@ def _run(args: argparse.Namespace) -> int:
         recover=args.recover,
         resume=args.resume,
     )
+    many = is_folder_of_recordings(args.bag)
+    if not many and (args.jobs or args.ray):
+        _log(f"error: --jobs and --ray are for a folder of recordings; {args.bag} is none")
+        return USAGE
+    if args.threads:
+        limit_threads(args.threads)
     try:
         with _asked_to_stop() as stop:
+            if many:
+                return run_many(args, parameters, options, stop.is_set, _log)
             summary = replay_bag(
                 args.bag, args.out, parameters, lambda: make_stepper(parameters, _log), options, is_stopped=stop.is_set
             )

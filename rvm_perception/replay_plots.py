@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.floating]
 DARK = "-dark"
 """Before the suffix of the file for dark pages."""
 
-_INCHES, _DPI = (7.2, 2.7), 130
+_INCHES, _DPI = (6.4, 2.6), 140
 _TRACK_INCHES, _MOST_TRACKS = 0.16, 60
 _COLOURS = ("#3a7fd0", "#e08a3a", "#5aa85a", "#a468bd", "#d05050", "#808080")
 _RESET = "#d03030"
@@ -66,7 +66,7 @@ def write_plot(path: Path, draw: Draw, *, inches: tuple[float, float] = _INCHES)
     from matplotlib.figure import Figure
 
     for page in _PAGES:
-        style: dict[Any, Any] = {"font.size": 8, "grid.color": page.grid, "text.parse_math": False}
+        style: dict[Any, Any] = {"font.size": 9, "grid.color": page.grid, "text.parse_math": False}
         style |= dict.fromkeys(_INKED, page.ink)
         with rc_context(style):
             figure = Figure(figsize=inches, layout="constrained", facecolor="none")
@@ -170,7 +170,7 @@ def tracks(histories: Sequence[TrackHistory], seconds: FloatArray, resets: Seque
 
 
 def _runs(history: TrackHistory, status: int, seconds: FloatArray, step: float) -> list[tuple[float, float]]:
-    """(start, length) in seconds of the times in which a track had a status; a frame without a next one lasts `step`."""
+    """(start, length) in seconds of the times in which a track had a status; its last frame lasts `step`."""
     frames = history.frames[history.status == status]
     if not len(frames):
         return []

@@ -85,7 +85,7 @@ class _Writer:
         if isinstance(value, torch.Tensor):
             tensor = value.detach()
             raw = tensor.view(_RAW[tensor.dtype]) if tensor.dtype in _RAW else tensor
-            self.arrays[name] = np.ascontiguousarray(raw.cpu().numpy())
+            self.arrays[name] = np.ascontiguousarray(raw.cpu().numpy()).reshape(tensor.shape)
             node = {"tensor": name, "dtype": str(tensor.dtype).removeprefix("torch."), "device": str(tensor.device)}
             # The order of bytes in memory may decide how a library sums up, and so the last bit.
             return node if tensor.is_contiguous() else {**node, "strides": list(tensor.stride())}

@@ -29,8 +29,8 @@ PANEL = 640
 
 _STILLS = 8
 _STILL_WIDTH = 640
-_HEAT_PERCENTILE = 50.0
-"""Half of the clip's cells are black in a heat map: what is like the point shall be seen."""
+_HEAT_PERCENTILE = 5.0
+"""Of the similarities of the clip's cells; a heat map is black up to the middle between it and 1."""
 _MARK = (0, 255, 255)
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -173,9 +173,8 @@ class SimilarityView:
             on_grid = point_query(1, spot.x, spot.y, self.encoded.frame_map)
             self._vectors.append(feature_at(self.encoded.features[number], on_grid.x, on_grid.y))
         sample = _sample(self.encoded)
-        self._lows = [
-            float(np.percentile(cosine_similarity(sample, vector), _HEAT_PERCENTILE)) for vector in self._vectors
-        ]
+        least = [np.percentile(cosine_similarity(sample, vector), _HEAT_PERCENTILE) for vector in self._vectors]
+        self._lows = [(float(value) + 1) / 2 for value in least]
 
     def pictures(self) -> Iterator[Picture]:
         for number, (frame, features) in enumerate(self.encoded.frames()):
@@ -221,11 +220,11 @@ class ReconstructionView:
     _errors: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        frames, name = len(self.encoded.seconds), self.encoded.clip.name
-        if frames <= self.before:
+        if not self.count:
+            name, frames = self.encoded.clip.name, len(self.encoded.seconds)
             raise ClipTooShort(
-                f"with a gap of {self.gap} frames it needs at least {self.before + 1} frames, and {name} has {frames} "
-                "here; a smaller --gap needs fewer"
+                f"with a gap of {self.gap} frames it needs at least {self.before + 1} frames without a reset, and "
+                f"{name} has {frames} here; a smaller --gap needs fewer"
             )
 
     @property
@@ -233,10 +232,19 @@ class ReconstructionView:
         """How many frames there are before the first target."""
         return self.gap + SOURCES - 1
 
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        ends = [*self.encoded.starts[1:], len(self.encoded.seconds)]
+        runs = (end - start for start, end in zip(self.encoded.starts, ends, strict=True))
+        return sum(max(0, run - self.before) for run in runs)
+
     def pictures(self) -> Iterator[Picture]:
         self._errors.clear()
         past: deque[tuple[Frame, UInt8Array, Any]] = deque(maxlen=self.before)
         for frame in self.encoded.clip.frames():
+            if frame.starts:
+                past.clear()
             prepared = self.preprocess(frame.image)
             if len(past) == self.before:
                 sources = [past[i] for i in range(SOURCES)]

@@ -9,10 +9,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, DiskFullError, disk_full_errors
 from rvm_perception.model_arguments import (
     add_model_arguments,
     count,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from rvm_perception.show import Spot, View
     from rvm_perception.show_clip import Clip, EncodedClip
 
+_BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 _VIEWS = ("pca", "kmeans", "similarity", "reconstruction")
 _OUTPUTS = tuple(f"{view}.{suffix}" for view in _VIEWS for suffix in ("mp4", "png")) + ("summary.json",)
 _DESCRIPTION = """\
@@ -44,7 +47,8 @@ writes to the folder of --out, for each view a film and a contact sheet (pca.mp4
 at the end, so that a run that fails or is interrupted leaves what was there before. On the way the features of all
 frames lie there in a temporary file, 2 bytes a number.
 
-exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted
+exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 3 only a part of a damaged bag is shown, 4 the disk is
+full, 130 interrupted
 
 example: rvm show ride.mp4 --weights rvm_s16 --point 320,120@1.5"""
 
@@ -63,6 +67,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--out", metavar="DIR", type=Path, default=Path("out/show"), help="for the results; default: %(default)s"
     )
     parser.add_argument("--topic", help="of a bag: the images to look at; default: the only image topic")
+    parser.add_argument("--recover", action="store_true", help="of a damaged bag: show what can be read of it")
     parser.add_argument("--start", metavar="SECONDS", type=not_negative, default=0.0, help="default: the beginning")
     parser.add_argument("--seconds", type=positive, help="how much is shown; default: to the end")
     _add_views(parser.add_argument_group("what is shown"))
@@ -98,15 +103,24 @@ def _run(args: argparse.Namespace) -> int:
     if args.views and "similarity" in args.views and not args.point:
         args.refuse("similarity needs --point X,Y[@SECONDS]")
 
-    from rvm_core.preprocess import Preprocess
-    from rvm_perception.demo_clip import image_size
-    from rvm_perception.show import write_view
-    from rvm_perception.show_clip import encode
     from rvm_perception.video import require_video_writer
 
     # What is quick to find out comes before what is slow.
     require_video_writer()
-    clip = _clip(args)
+    try:
+        with disk_full_errors(str(args.out)), _clip(args) as clip:
+            return _show(args, clip)
+    except DiskFullError as error:
+        print(f"rvm: error: {error}", file=sys.stderr)
+        return DISK_FULL
+
+
+def _show(args: argparse.Namespace, clip: Clip) -> int:
+    from rvm_core.preprocess import Preprocess
+    from rvm_perception.demo_clip import image_size
+    from rvm_perception.show import write_view
+    from rvm_perception.show_clip import encode
+
     first = next(iter(clip.frames()), None)
     if first is None:
         raise ValueError(f"{clip.name} has no frame at --start {args.start:g} s")
@@ -125,6 +139,7 @@ def _run(args: argparse.Namespace) -> int:
             shown[view.name] = view.summary()
         summary = {
             "recording": clip.name,
+            "recovered": clip.recovered,
             "frames": total,
             "start_s": round(encoded.seconds[0], 6),
             "end_s": round(encoded.seconds[-1], 6),
@@ -134,15 +149,34 @@ def _run(args: argparse.Namespace) -> int:
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(_table(summary))
     print(f"  written to {args.out}: {', '.join(f'{name}.mp4, {name}.png' for name in shown)}, summary.json")
-    return 0
+    return INCOMPLETE if clip.recovered else DONE
 
 
-def _clip(args: argparse.Namespace) -> Clip:
+@contextmanager
+def _clip(args: argparse.Namespace) -> Iterator[Clip]:
     from rvm_perception.show_clip import Part, VideoClip
 
-    if args.topic:
-        raise ValueError(f"{args.recording} is a video, which has no topics: leave --topic out")
-    return VideoClip(args.recording, Part(start=args.start, seconds=args.seconds))
+    part = Part(start=args.start, seconds=args.seconds)
+    if not _is_bag(args.recording):
+        if args.topic or args.recover:
+            raise ValueError(f"{args.recording} is a video: --topic and --recover are for bags, leave them out")
+        yield VideoClip(args.recording, part)
+        return
+
+    from tqdm import tqdm
+
+    from rvm_perception.bag_reader import Bag
+    from rvm_perception.show_bag import BagClip
+
+    with Bag(args.recording, recover=args.recover) as bag:
+        with tqdm(desc="reading stamps", unit="message", disable=None, leave=False) as bar:
+            clip = BagClip(bag, part, topic=args.topic, progress=bar.update)
+        yield clip
+
+
+def _is_bag(path: Path) -> bool:
+    """By its name; a folder can be nothing else."""
+    return path.is_dir() or path.name.removesuffix(".zstd").endswith(_BAG_SUFFIXES)
 
 
 def _check_spots(spots: Iterable[Spot], frame_map: Any) -> None:
@@ -210,7 +244,7 @@ def _reconstruction(
     view = ReconstructionView(
         encoded=encoded, reconstructor=reconstructor, visible=visible, preprocess=preprocess, gap=args.gap
     )
-    return view, len(encoded.seconds) - view.before
+    return view, view.count
 
 
 def _torch_device(device: str) -> str:
@@ -235,6 +269,8 @@ def _table(summary: dict[str, Any]) -> str:
         "model": f"{summary['model']}, weights {summary['weights']}, {summary['image_size']}, {summary['backend']} "
         f"{summary['precision']} on {summary['device']}",
     }
+    if summary["recovered"]:
+        rows["recovered"] = f"only the readable part is shown: {summary['recovered']}"
     for name, values in summary["views"].items():
         rows[name] = _values(values)
     width = max(map(len, rows))

@@ -31,6 +31,8 @@ class Frame(NamedTuple):
     """Its time from the start of the recording."""
     image: UInt8Array
     """(H, W, 3) RGB."""
+    starts: bool = False
+    """Whether the state starts anew with it; it does so with the first one in any case."""
 
 
 class Clip(Protocol):
@@ -41,6 +43,8 @@ class Clip(Protocol):
     """Frames per second, nominal."""
     expected: int | None
     """About how many frames there are; None where that is not known."""
+    recovered: str
+    """What is wrong with a recording of which only a part can be read; empty for a whole one."""
 
     def frames(self) -> Iterator[Frame]:
         """The frames in order, from the start; the same ones each time."""
@@ -65,6 +69,8 @@ class Part:
 
 class VideoClip:
     """A part of a video file. See `Clip`."""
+
+    recovered = ""
 
     def __init__(self, path: Path, part: Part) -> None:
         """Raises `VideoError` if the file cannot be read."""
@@ -122,6 +128,8 @@ class EncodedClip:
     """(T, rows, cols, D)."""
     seconds: list[float]
     """Of each frame."""
+    starts: list[int]
+    """Numbers of the frames with which the state starts anew, the first one's too."""
     frame_map: FrameMap
 
     def frames(self) -> Iterator[tuple[Frame, Float32Array]]:
@@ -155,7 +163,8 @@ def encode(clip: Clip, frames: Iterator[Frame], engine: Any, preprocess: Any, fi
 
     Raises `VideoError` for a clip without frames, of changing size, or whose features are not finite.
     """
-    stored, seconds, state = StoredFeatures(file), [], engine.init_state()
+    stored, seconds, state = StoredFeatures(file), [], None
+    starts: list[int] = []
     frame_map: FrameMap | None = None
     for number, frame in enumerate(frames):
         here = preprocess.map(*frame.image.shape[:2])
@@ -165,6 +174,9 @@ def encode(clip: Clip, frames: Iterator[Frame], engine: Any, preprocess: Any, fi
                 "--seconds"
             )
         frame_map = here
+        if frame.starts or not starts:
+            state = engine.init_state()
+            starts.append(number)
         features, state = engine.step(preprocess(frame.image)[None], state)
         tokens = features[0].cpu().numpy()
         if not np.isfinite(tokens).all():
@@ -173,4 +185,4 @@ def encode(clip: Clip, frames: Iterator[Frame], engine: Any, preprocess: Any, fi
         seconds.append(frame.seconds)
     if frame_map is None:
         raise VideoError(f"{clip.name} has no frame in the part that is asked for")
-    return EncodedClip(clip=clip, features=stored.array(), seconds=seconds, frame_map=frame_map)
+    return EncodedClip(clip=clip, features=stored.array(), seconds=seconds, starts=starts, frame_map=frame_map)

@@ -17,7 +17,9 @@ from rvm_core.atomic import atomic_file
 UInt8Array = npt.NDArray[np.uint8]
 
 _MILLISECOND = Fraction(1, 1000)
-_QUALITY = {"crf": "20", "preset": "veryfast"}
+# The same pictures give the same bytes: x264's macroblock tree differs from run to run, and the rest with the number of
+# threads.
+_QUALITY = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
 
 
 class VideoError(RuntimeError):

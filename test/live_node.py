@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 from rvm_perception.conversions import rgb_to_image
 from rvm_perception.msg import BoxTracks, FeatureMap, MaskTracks, PointTracks, QueryAnswers, TrackQueries
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 120.0
 """Bound of every wait: starting a node imports torch, which takes many seconds on a loaded machine."""
 
 RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50, reliability=ReliabilityPolicy.RELIABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class ColourEncoder:
             changed = cv2.resize(change, (width, height), interpolation=cv2.INTER_AREA)
             y, x = np.mgrid[:height, :width] / max(height, width)
             features = np.concatenate(
-                [4 * (cells - 0.5), x[..., None], y[..., None], changed[..., None], np.ones((height, width, 2))],
+                [4 * (cells - 0.5), x[..., None], y[..., None], 10 * changed[..., None], np.ones((height, width, 2))],
                 axis=-1,
             )
             tokens = np.concatenate([np.zeros((1, self.width)), features.reshape(-1, self.width)])
@@ -131,7 +132,7 @@ def true_joints(frames: int) -> npt.NDArray[np.float64]:
 
 def make_jhmdb(root: Path, lengths: dict[str, int], *, split: int = 1) -> Path:
     """JHMDB with these test videos, CLASS/NAME, and one for training that has no files."""
-    from scipy.io import savemat
+    savemat = import_module("scipy.io").savemat
 
     colours = np.random.default_rng(0).integers(0, 256, (15, 3))
     lists: dict[str, list[str]] = {}

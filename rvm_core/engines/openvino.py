@@ -23,6 +23,7 @@ from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
 from rvm_core.engines.calibration import calibration_inputs, check_nncf, quantize
 from rvm_core.export import DTYPES, INPUT_NAMES, OUTPUT_NAMES, export_step, step_shapes, without_future_warnings
 from rvm_core.model import RVM
+from rvm_core.threads import thread_limit
 
 GRAPH_FILE = "step.xml"
 WEIGHTS_FILE = "step.bin"
@@ -146,9 +147,14 @@ def _compile(shapes: tuple[tuple[int, ...], tuple[int, ...]], folder: Path) -> A
     if found != expected:
         raise EngineError(f"{folder / GRAPH_FILE} is of another engine: expected {expected}, got {found}")
     try:
-        return core.compile_model(graph, _DEVICE, _SETTINGS)
+        return core.compile_model(graph, _DEVICE, _settings())
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot compile {folder / GRAPH_FILE}: {error}") from error
+
+
+def _settings() -> dict[str, Any]:
+    threads = thread_limit()
+    return _SETTINGS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
 
 
 def _quantize(graph: Any, spec: EngineSpec, progress: Progress) -> Any:

@@ -116,7 +116,8 @@ class PointMatcher:
         """Points that are given at xy (P, 2) in the frame of `keys`."""
         origin = torch.as_tensor(xy, dtype=torch.float32, device=keys.exact.device).reshape(-1, 2)
         look = self._look(keys, origin)
-        found, _ = self._refine(_relative(look @ keys.exact.T), origin, None)
+        # As `step` searches: of places that look alike the nearest.
+        found, _ = self._refine(_relative(look @ keys.exact.T), origin, torch.full_like(origin[:, 0], _STRAY))
         unseen = torch.zeros(len(origin), device=origin.device)
         starts = (keys,) * len(origin)
         evidence = torch.tensor([1.0, 0.0], device=origin.device).expand(len(origin), 2)

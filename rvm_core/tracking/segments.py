@@ -110,6 +110,9 @@ def find_core(soft: Float32Array, around: Box | None = None) -> Core:
 def find_cores(soft: Float32Array, around: Sequence[Box | None]) -> list[Core]:
     """Reads soft labels (S, h, w). Of several cores the heaviest counts; those on the box `around` weigh more."""
     count, height, width = soft.shape
+    # OpenCV crashes on an empty image.
+    if not count:
+        return []
     core = (soft > 0) & (soft >= _CORE * soft.max(axis=(1, 2), initial=0.0, keepdims=True))
     # All planes one below the other, an empty row between them, so that one call finds the parts of all.
     image = np.zeros((count, height + 1, width), np.uint8)

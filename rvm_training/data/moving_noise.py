@@ -14,6 +14,7 @@ T frames, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ import numpy.typing as npt
 UInt8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
 
+GROUP = 4
+"""Squares that cover a frame twice as wide and high."""
 _DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 
 
@@ -54,14 +57,21 @@ class NoiseClip:
     """(T, H, W)."""
 
 
-def generate_noise_clip(config: NoiseConfig, seed: int) -> NoiseClip:
-    """The clip of a seed. The same arguments always give the same clip."""
-    random = np.random.default_rng(seed)
+def generate_noise_clip(
+    config: NoiseConfig, seed: int, *, path_seed: int | None = None, shift: tuple[int, int] = (0, 0)
+) -> NoiseClip:
+    """The clip of a seed. The same arguments always give the same clip.
+
+    path_seed: of where the square starts and which way it goes; None: `seed`, which decides the noise.
+    shift: the square is so many pixels further down and to the right than these say.
+    """
+    random = np.random.default_rng([seed, 0])
+    path = np.random.default_rng([seed if path_seed is None else path_seed, 1])
     size, side = config.size, config.square
     background = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
     square = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    start = random.integers(0, size, 2)
-    step = config.speed * np.array(_DIRECTIONS[random.integers(len(_DIRECTIONS))])
+    start = path.integers(0, size, 2) + shift
+    step = config.speed * np.array(_DIRECTIONS[path.integers(len(_DIRECTIONS))])
     video = np.repeat(background[None], config.num_frames, axis=0)
     inside = np.zeros(video.shape[:3], bool)
     for t in range(config.num_frames):
@@ -69,6 +79,20 @@ def generate_noise_clip(config: NoiseConfig, seed: int) -> NoiseClip:
         video[t][np.ix_(rows, columns)] = square
         inside[t][np.ix_(rows, columns)] = True
     return NoiseClip(video, inside)
+
+
+def balanced_clips(config: NoiseConfig, groups: int) -> Iterator[NoiseClip]:
+    """Clips to learn from, in groups of `GROUP`: together the squares of a group cover every pixel of a frame once.
+
+    So there is nothing to learn from positions. Their noise is that of the seeds from 0 on. Raises `ValueError` for a
+    square that is not half as wide as the frame.
+    """
+    if 2 * config.square != config.size:
+        raise ValueError(f"expected a square of half of {config.size} pixels, got {config.square}")
+    for group in range(groups):
+        for place in range(GROUP):
+            shift = (place // 2 * config.square, place % 2 * config.square)
+            yield generate_noise_clip(config, GROUP * group + place, path_seed=group, shift=shift)
 
 
 def covered_cells(inside: BoolArray, patch_size: int) -> BoolArray:

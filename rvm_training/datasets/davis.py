@@ -12,6 +12,9 @@ from pathlib import Path
 from rvm_training.datasets.folder import incomplete, read_names, require, same_stems, sorted_files
 from rvm_training.evaluation.benchmark import DatasetError
 
+VIDEOS = 30
+"""Of the validation set."""
+
 _LIST = "ImageSets/2017/val.txt"
 _FRAMES = "JPEGImages/480p"
 _LABELS = "Annotations/480p"

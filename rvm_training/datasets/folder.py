@@ -67,6 +67,11 @@ def incomplete(dataset: str, root: Path, problems: Sequence[str], videos: int) -
         )
 
 
+def unusual_count(videos: Sequence[str], expected: int) -> list[str]:
+    """Why a run over this list cannot be compared, if it has not as many videos as the dataset."""
+    return [] if len(videos) == expected else [f"the dataset's list has {len(videos)} videos, not {expected}"]
+
+
 def some(names: Sequence[str], separator: str = ", ") -> str:
     """The first few, and how many more there are."""
     more = f"{separator}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

@@ -17,6 +17,8 @@ from rvm_training.datasets.folder import incomplete, read_names, require, sorted
 from rvm_training.evaluation.benchmark import DatasetError
 
 JOINTS = 15
+VIDEOS = 268
+"""For testing in split 1."""
 _FOLDERS = ("splits", "Rename_Images", "joint_positions")
 _TESTED = "2"
 _KINDS = ("0", "1", _TESTED)

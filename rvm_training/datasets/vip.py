@@ -18,6 +18,9 @@ CLASSES = (
 )  # fmt: skip
 """By number; other numbers are not counted."""
 
+VIDEOS = 50
+"""Of the validation set."""
+
 _LIST = "lists/val_videos.txt"
 _FRAMES = "Images"
 _LABELS = "Annotations/Category_ids"

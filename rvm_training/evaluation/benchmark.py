@@ -68,6 +68,8 @@ class Metric:
     """Of the shown number."""
     description: str = ""
     """Below the table: what it is, and whether more or less is better if that is not plain."""
+    detail: bool = False
+    """Left out of the printed table; in the page, JSON and CSV like all others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,7 +149,7 @@ def _encoder(args: argparse.Namespace) -> EngineEncoder:
 def _show(done: Run, folder: Path) -> int:
     """Writes and prints the report. Returns the exit code."""
     from rvm_core.bench_report import describe_machine
-    from rvm_training.evaluation.report import legend, make_table, remarks, report_run
+    from rvm_training.evaluation.report import legend, make_table, report_run, warnings
 
     for video, why in done.failed.items():
         print(f"rvm: {video} could not be used: {why}", file=sys.stderr)
@@ -161,7 +161,7 @@ def _show(done: Run, folder: Path) -> int:
     kept = f", {done.reused} of them by an earlier run" if done.reused else ""
     print(f"{report['title']}: {len(done.results)} of {done.all_videos} videos{kept}", end="\n\n")
     print(make_table(report), end="\n\n")
-    for line in [*legend(report), *remarks(report)]:
+    for line in [*legend(report), *report["notes"], *warnings(report)]:
         print(line)
     print(f"fingerprint: {report['fingerprint']['all']}")
     print("written: " + ", ".join(map(str, written)))

@@ -64,7 +64,7 @@ def _jhmdb(parser: argparse.ArgumentParser) -> None:
 def _noise_square(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=count, default=8, metavar="N", help="measured; default: %(default)s")
     parser.add_argument(
-        "--training-clips", type=count, default=8, metavar="N", help="the probe learns from; default: %(default)s"
+        "--groups", type=count, default=2, metavar="N", help="of four clips each to learn from; default: %(default)s"
     )
     parser.add_argument("--frames", type=count, default=32, metavar="N", help="of each clip; default: %(default)s")
 

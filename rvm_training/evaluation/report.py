@@ -67,7 +67,7 @@ def reasons(run: Run) -> list[str]:
 
 def make_table(report: Json) -> str:
     """Plain text: the measured rows, then the published ones with their sources."""
-    header, lines, sources = _table_cells(report)
+    header, lines, sources = _table_cells(report, detail=False)
     cells = [header, *lines]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     texts = []
@@ -77,8 +77,8 @@ def make_table(report: Json) -> str:
     return "\n".join(texts)
 
 
-def _table_cells(report: Json) -> tuple[list[str], list[list[str]], list[str]]:
-    metrics = [Metric(**metric) for metric in report["metrics"]]
+def _table_cells(report: Json, *, detail: bool) -> tuple[list[str], list[list[str]], list[str]]:
+    metrics = [Metric(**metric) for metric in report["metrics"] if detail or not metric["detail"]]
     lines, sources = [], []
     for row in report["rows"] + report["published"]:
         lines.append([row["name"], *(shown(row["values"].get(metric.key), metric) for metric in metrics)])
@@ -96,9 +96,9 @@ def legend(report: Json) -> list[str]:
     return [f"{m['title']}: {m['description']}" for m in report["metrics"] if m["description"]]
 
 
-def remarks(report: Json) -> list[str]:
-    """Sentences below the table."""
-    found = list(report["notes"])
+def warnings(report: Json) -> list[str]:
+    """What to keep in mind with the figures."""
+    found = []
     if report["not_comparable"] and report["published"]:
         found.append("not comparable with the published values: " + "; ".join(report["not_comparable"]))
     if report["failed"]:
@@ -143,11 +143,12 @@ def _csv(value: float | None) -> str:
 
 def make_page(report: Json) -> str:
     """The HTML page; pictures by their paths relative to it."""
-    header, lines, sources = _table_cells(report)
+    header, lines, sources = _table_cells(report, detail=True)
     rows = [[*line, source] for line, source in zip(lines, sources, strict=True)]
-    body = [paragraph(text, warning=True) for text in remarks(report)]
+    body = [paragraph(text, warning=True) for text in warnings(report)]
     body.append(table([*header, ""], rows, strong=range(len(report["rows"]))))
-    body += [paragraph(text) for text in legend(report)]
+    body += [paragraph(text) for text in report["notes"]]
+    body.append(facts({m["title"]: m["description"] for m in report["metrics"] if m["description"]}))
     plots = [
         curve_plot(curve["lines"], title=curve["title"], x_title=curve["x_title"], y_title=curve["y_title"])
         for curve in report["curves"]

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from rvm_core.tracking.labels import labels_to_mask, mask_to_labels
 from rvm_core.tracking.propagation import TrackingConfig
-from rvm_training.datasets.davis import Davis2017
+from rvm_training.datasets.davis import VIDEOS, Davis2017
+from rvm_training.datasets.folder import unusual_count
 from rvm_training.datasets.images import read_image
 from rvm_training.datasets.label_images import read_labels
 from rvm_training.evaluation.benchmark import Advance, Aggregate, DatasetError, Metric, Row, Scores, VideoResult
@@ -76,7 +77,7 @@ class Davis2017Benchmark:
     @property
     def deviations(self) -> Sequence[str]:
         """See `Benchmark`."""
-        return deviations(self._propagation.config)
+        return [*deviations(self._propagation.config), *unusual_count(self._dataset.videos, VIDEOS)]
 
     def videos(self) -> Sequence[str]:
         """See `Benchmark`."""

@@ -30,12 +30,12 @@ def to_height(image: UInt8Array, height: int = HEIGHT) -> UInt8Array:
 def point_picture(
     images: Sequence[UInt8Array], xy: Float64Array, visible: BoolArray, true_xy: Float64Array, true_visible: BoolArray
 ) -> UInt8Array:
-    """Points found, (K, P, 2) as shares of the image, and a line from each that is seen to where it is."""
+    """Points found, (K, P, 2) as shares of the image, NaN for none; a line leads from each to where it is seen."""
     drawn = []
     for k, image in enumerate(images):
         canvas = np.ascontiguousarray(to_height(image))
         scale = np.array([canvas.shape[1], canvas.shape[0]])
-        for p in range(min(xy.shape[1], _MOST_POINTS)):
+        for p in np.flatnonzero(np.isfinite(xy[k]).all(axis=-1))[:_MOST_POINTS].tolist():
             at, colour = _pixel(xy[k, p] * scale), color_of(p)
             if true_visible[k, p]:
                 cv2.line(canvas, at, _pixel(true_xy[k, p] * scale), _TRUTH, 1, cv2.LINE_AA)
@@ -63,7 +63,7 @@ def box_picture(images: Sequence[UInt8Array], found: Float64Array, truth: Float6
 def depth_picture(image: UInt8Array, found: Float64Array, truth: Float64Array) -> UInt8Array:
     """A frame, the depth found and the true depth (h, w), near bright, black where nothing was measured."""
     measured = truth[truth > 0]
-    far = float(np.percentile(measured, 98)) if measured.size else 1.0
+    far = 1.2 * float(np.percentile(measured, 98)) if measured.size else 1.0
     height, width = truth.shape
     frame = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     maps = [_depth_colours(found, far), np.where((truth > 0)[..., None], _depth_colours(truth, far), 0)]

@@ -21,8 +21,9 @@ from rvm_core.tracking.base import PointTracks, Status
 from rvm_core.tracking.labels import joints_to_labels, labels_to_joints
 from rvm_core.tracking.pixels import PixelTracks
 from rvm_core.tracking.propagation import TrackingConfig
+from rvm_training.datasets.folder import unusual_count
 from rvm_training.datasets.images import read_image
-from rvm_training.datasets.jhmdb import JOINTS, Jhmdb
+from rvm_training.datasets.jhmdb import JOINTS, VIDEOS, Jhmdb
 from rvm_training.evaluation.benchmark import Advance, Aggregate, DatasetError, Metric, Row, Scores, VideoResult
 from rvm_training.evaluation.features import Encoder
 from rvm_training.evaluators.label_propagation import Propagation, compared, deviations, make_config, shown_frames
@@ -74,7 +75,10 @@ class JhmdbBenchmark:
     @property
     def deviations(self) -> Sequence[str]:
         """See `Benchmark`."""
-        other = [] if self._split == _PROTOCOL_SPLIT else [f"split {self._split} is used, not {_PROTOCOL_SPLIT}"]
+        if self._split == _PROTOCOL_SPLIT:
+            other = unusual_count(self._dataset.videos, VIDEOS)
+        else:
+            other = [f"split {self._split} is used, not {_PROTOCOL_SPLIT}"]
         return [*deviations(self._propagation.config), *other]
 
     def videos(self) -> Sequence[str]:

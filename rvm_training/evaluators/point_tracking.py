@@ -227,9 +227,10 @@ class PointTracking:
     def _picture(self, task: PointTask, xy: Float64Array, visible: BoolArray) -> Picture:
         shown = np.unique(np.linspace(0, len(task.frames) - 1, 4).astype(int))
         images = [read_image(task.frames[t]) for t in shown]
-        first = task.starts == task.starts.min()
-        sheet = point_picture(images, xy[shown][:, first], visible[shown][:, first], task.points[shown][:, first],
-                              ~task.occluded[shown][:, first])  # fmt: skip
+        # A point is where its query is until it is asked for.
+        asked = shown[:, None] >= task.starts[None]
+        found = np.where(asked[..., None], xy[shown], np.nan)
+        sheet = point_picture(images, found, visible[shown], task.points[shown], ~task.occluded[shown])
         frames = ", ".join(map(str, shown.tolist()))
         return Picture(
             name="points",

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from rvm_core.tracking.labels import labels_to_mask, mask_to_labels
 from rvm_core.tracking.propagation import TrackingConfig
+from rvm_training.datasets.folder import unusual_count
 from rvm_training.datasets.images import read_image
 from rvm_training.datasets.label_images import read_labels
-from rvm_training.datasets.vip import CLASSES, Vip
+from rvm_training.datasets.vip import CLASSES, VIDEOS, Vip
 from rvm_training.evaluation.benchmark import Advance, Aggregate, DatasetError, Metric, Row, Scores, VideoResult
 from rvm_training.evaluation.features import Encoder
 from rvm_training.evaluators.label_propagation import (
@@ -49,7 +50,7 @@ class VipBenchmark:
     image_size = IMAGE_SIZE
     metrics = (
         Metric(key="miou", title="mIoU", description="mean IoU of the classes that occur, over all pixels, in %"),
-        *(Metric(key=name, title=name) for name in CLASSES),
+        *(Metric(key=name, title=name, detail=True) for name in CLASSES),
     )
     published = (
         Row(name="RVM-L", values={"miou": 0.380}, source=_PAPER),
@@ -68,7 +69,7 @@ class VipBenchmark:
     @property
     def deviations(self) -> Sequence[str]:
         """See `Benchmark`."""
-        return deviations(self._propagation.config, top_k=TOP_K)
+        return [*deviations(self._propagation.config, top_k=TOP_K), *unusual_count(self._dataset.videos, VIDEOS)]
 
     def videos(self) -> Sequence[str]:
         """See `Benchmark`."""

@@ -20,7 +20,7 @@ def made_up(*, measured: bool = True) -> dict[str, object]:
         image_size=(64, 96),
         width=16,
         engine="abacus:fp32",
-        propagation=Propagation(straightforward=times(0.4), streaming=times(0.1), compared_frames=2 * measured),
+        propagation=Propagation(straightforward=times(0.4), streaming=times(0.1), compared_cells=48 * measured),
         engine_times=times(0.050),
         trackers=[TrackerTimes(context=8, starts=starts, times=times(0.005 * starts)) for starts in (1, 8)],
     )
@@ -42,7 +42,19 @@ def test_ratios_are_those_within_a_round() -> None:
 
 def test_tables_show_the_figures() -> None:
     lines = make_tables(made_up()).splitlines()
-    assert lines[1].split() == ["64x96", "24", "20", "600.00", "780.00", "150.00", "195.00", "4.00", "0.0e+00", "0"]
+    assert lines[1].split() == [
+        "64x96",
+        "24",
+        "20",
+        "600.00",
+        "780.00",
+        "150.00",
+        "195.00",
+        "4.00",
+        "0.0e+00",
+        "0",
+        "0",
+    ]
     assert lines[-1].startswith("64x96  256 points, 32 boxes of 8 frames, context 8")
     assert lines[-1].split()[-3:] == ["60.00", "78.00", "80%"]
     assert len({len(line) for line in lines[:2]}) == len({len(line) for line in lines[3:]}) == 1
@@ -52,5 +64,5 @@ def test_what_was_not_measured_is_shown_as_such() -> None:
     report = made_up(measured=False)
     lines = make_tables(report).splitlines()
     assert report["interrupted"] is True
-    assert lines[1].split() == ["64x96", "24", "20", *"-" * 7]
+    assert lines[1].split() == ["64x96", "24", "20", *"-" * 8]
     assert lines[-1].split()[-3:] == ["-"] * 3

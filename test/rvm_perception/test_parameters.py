@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rvm_perception.parameters import NodeParameters, ParameterError, markdown_table, yaml_file
+from rvm_perception.parameters import NodeParameters, ParameterError, load_parameters, markdown_table, yaml_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,3 +92,42 @@ def test_unknown_parameters_are_named(ros_context: object) -> None:
     with pytest.raises(ParameterError, match="unknown parameters: heigth; known: .*height"):
         declare_parameters(node)
     node.destroy_node()
+
+
+def yaml_of(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_parameter_file_is_read_without_ros(tmp_path: Path) -> None:
+    assert load_parameters(yaml_of(tmp_path, yaml_file())) == NodeParameters()
+    text = (
+        "/**:\n  ros__parameters:\n    height: 64\n    use_sim_time: true\nrvm:\n  ros__parameters:\n    max_gap: 3\n"
+    )
+    found = load_parameters(yaml_of(tmp_path, text), {"weights": "rvm_s16"})
+    assert (found.height, found.max_gap, found.weights) == (64, 3.0, "rvm_s16")
+    assert isinstance(found.max_gap, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no parameters"),
+        ("[1]", "no parameters"),
+        ("other:\n  ros__parameters:\n    height: 64\n", "no parameters"),
+        ("/**: {ros__parameters: 3}", "expected names and values"),
+        ("/**: {ros__parameters: {colour: 3}}", "unknown parameters: colour"),
+        ("/**: {ros__parameters: {height: 64.0}}", "height must be a int"),
+        ("/**: {ros__parameters: {autostart: 1}}", "autostart must be a bool"),
+        ("/**: {ros__parameters: {camera_topics: /a}}", "camera_topics must be a string"),
+        ("/**: {ros__parameters: {height: 65}}", "multiple of 16"),
+        ("/**: {ros__parameters: !!python/object:os.system {}}", "cannot be read"),
+        ("/**: [", "cannot be read"),
+    ],
+)
+def test_parameter_files_that_do_not_fit(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ParameterError, match=reason):
+        load_parameters(yaml_of(tmp_path, text))
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_parameters(tmp_path / "missing.yaml")

@@ -169,3 +169,17 @@ def test_any_sequence_keeps_the_ledger_and_the_epochs(
     assert epochs == sorted(epochs)
     assert ledger["resets"] == (epochs[-1] if epochs else 0)
     assert skipped <= ledger["dropped"] + ledger["rejected"]
+
+
+@given(stamps=STAMPS, at=st.integers(0, 40), reset=st.booleans())
+def test_a_stream_goes_on_from_what_was_saved(stamps: list[int], at: int, reset: bool) -> None:
+    whole: Stream[FrameKey] = Stream(max_gap=1.0)
+    keys = [key(stamp) for stamp in stamps]
+    expected = run(whole, keys[:at])
+    if reset:
+        whole.request_reset("service")
+    again: Stream[FrameKey] = Stream(max_gap=1.0)
+    again.restore(whole.save())
+    assert run(again, keys[at:]) == run(whole, keys[at:])
+    assert again.ledger() == whole.ledger() and again.state == whole.state
+    assert len(expected) == min(at, len(stamps))

@@ -51,3 +51,13 @@ def test_masks_run_out_of_ids() -> None:
 @pytest.mark.parametrize("id", [1, FIRST_MASK_ID, MAX_MASK_ID + 1, MAX_ID])
 def test_the_ends_of_the_ranges(id: int) -> None:
     assert id not in IdLedger() and id in ledger_of(id) and id + 1 not in ledger_of(id)
+
+
+@given(ids=IDS)
+def test_a_ledger_is_made_again_of_its_runs(ids: list[int]) -> None:
+    ledger = ledger_of(*ids)
+    again = IdLedger.of_runs(ledger.runs)
+    assert again.runs == ledger.runs
+    assert all(id in again for id in ids)
+    again.add(13)
+    assert 13 in again and (13 in ledger) == (13 in ids)

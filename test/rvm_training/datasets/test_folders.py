@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_jhmdb_without_joints(jhmdb: Path) -> None:
 
 @pytest.mark.parametrize("values", [np.zeros((2, 14, 3)), np.full((2, 15, 3), np.nan), np.array(["x"])])
 def test_jhmdb_with_other_joints(values: np.ndarray, jhmdb: Path) -> None:
-    from scipy.io import savemat
+    savemat = import_module("scipy.io").savemat
 
     data = Jhmdb(jhmdb)
     savemat(data.joints_file("jump/first"), {"pos_img": values})
