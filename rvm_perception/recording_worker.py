@@ -96,7 +96,7 @@ class Worker:
         except Exception as error:  # one recording must not stop the others
             if is_disk_full(error):
                 return "full", f"the disk is full: {task.out} could not be written"
-            return "failed", str(error) or type(error).__name__
+            return "failed", f"{type(error).__name__}: {error}"
         return ("recovered", summary.recovered) if summary.recovered else ("done", "")
 
     def _stepper(self) -> Stepper:

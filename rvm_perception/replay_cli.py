@@ -113,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
     if not many and (args.jobs or args.ray):
         _log(f"error: --jobs and --ray are for a folder of recordings; {args.bag} is none")
         return USAGE
-    if args.threads:
+    if args.threads and not many:
         limit_threads(args.threads)
     try:
         with _asked_to_stop() as stop:
@@ -181,7 +181,8 @@ def _table(summary: ReplaySummary, out: Path) -> str:
     height, width = engine.image_size
     rows = {
         "model": f"{engine.model}, {height}x{width}, {engine.backend} {engine.precision} on {engine.device}",
-        "speed": f"{timing.frames_per_s:.1f} frames/s, {timing.real_time_factor:.2f} times real time",
+        "speed": f"{timing.frames_per_s:.1f} frames/s through engine and tracking, {timing.real_time_factor:.2f} times "
+        "real time",
     }
     for camera in summary.cameras:
         rejected = sum(camera.rejected.values())

@@ -58,6 +58,9 @@ class ReplayFolder:
         self._lock = open(self.out.with_name(f".{self.out.name}.lock"), "wb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the file after it was opened here.
+            if os.fstat(self._lock.fileno()).st_ino != os.stat(self._lock.name).st_ino:
+                raise BlockingIOError
         except OSError:
             self._lock.close()
             raise ReplayError(f"another process is writing {self.out}: give another --out, or wait") from None

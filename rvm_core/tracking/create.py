@@ -55,7 +55,7 @@ def _head_tracker(path: str | Path, kind: TrackKind, grid: tuple[int, int], widt
     else:
         found = type(head).__name__ + (f" of {head.config.kind}" if isinstance(head, RecurrentReadout) else "")
         expected = "PointHead" if kind == "points" else "BoxHead"
-        raise CheckpointError(path, f"expected a {expected} or a RecurrentReadout of {kind}, got a {found}")
+        raise CheckpointError(path, f"expected {expected} or RecurrentReadout of {kind}, got {found}")
     if head.config.features != width:
         raise CheckpointError(path, f"expected a head for features of {width} channels, got {head.config.features}")
     return tracker

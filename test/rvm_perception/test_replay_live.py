@@ -114,7 +114,8 @@ def live(bag: Path, ros_environment: dict[str, str]) -> Iterator[TrackClient]:
     settings["image_transport"] = "compressed" if compressed else "raw"
     environment = {**ros_environment, "OMP_NUM_THREADS": "1"}
     topic = f"{TOPIC}/compressed" if compressed else TOPIC
-    with NodeProcess(environment, **settings), TrackClient(topic=topic) as client:
+    client = TrackClient(topic=topic)
+    with NodeProcess(environment, **settings), client:
         client.wait_for_node()
         Player(client).play(bag)
         wait_for(lambda: len(client.features) == len(STAMPS) - 1, "all features")

@@ -48,7 +48,7 @@ def test_joints_are_those_of_the_release(golden: Golden) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
 def test_labels_of_any_value_come_back(dtype: type) -> None:
     """Also values that do not follow each other, more than four of them, and a size that is no multiple of a patch."""
-    values = np.array([0, 3, 7, 90, 100, 120], dtype)
+    values: np.ndarray = np.array([0, 3, 7, 90, 100, 120], dtype)
     mask = np.kron(values.reshape(2, 3), np.ones((50, 40), dtype))
     labels, present = mask_to_labels(mask, processing_size=(64, 96), grid=(4, 6))
     assert labels.shape == (4, 6, 6)
@@ -66,7 +66,7 @@ def test_labels_that_are_missing_in_the_mask_have_no_plane() -> None:
 
 def test_first_of_equal_labels_wins() -> None:
     mask = labels_to_mask(
-        np.full((2, 2, 3), 1 / 3, np.float32), np.uint8([4, 2, 9]), processing_size=(32, 32), size=(5, 7)
+        np.full((2, 2, 3), 1 / 3, np.float32), np.array([4, 2, 9], np.uint8), processing_size=(32, 32), size=(5, 7)
     )
     np.testing.assert_array_equal(mask, np.full((5, 7), 4))
 
@@ -94,8 +94,8 @@ def test_joint_outside_of_the_image_is_empty(joint: tuple[float, float]) -> None
 
 def test_joint_at_the_border_is_cut() -> None:
     labels = joints_to_labels(np.array([(0.0, 40.0), (159.0, 40.0)]), size=(80, 160), grid=(8, 16))
-    assert (labels[..., 1] > 0).any(axis=0).nonzero()[0].tolist() == [0, 1]
-    assert (labels[..., 2] > 0).any(axis=0).nonzero()[0].tolist() == [14, 15]
+    assert np.flatnonzero(labels[..., 1].any(axis=0)).tolist() == [0, 1]
+    assert np.flatnonzero(labels[..., 2].any(axis=0)).tolist() == [14, 15]
 
 
 def test_position_is_the_mean_of_the_best_five() -> None:

@@ -19,7 +19,7 @@ FINE = 0.25
 """Of positions between the cells of a smooth picture, in cells; cell by cell the error would be up to 0.7."""
 
 ROWS, COLUMNS, WIDTH = 12, 16, 1024
-XY = np.float32([[4.5, 5.5], [6.4, 6.6], [2.7, 4.3], [9.5, 4.5]])
+XY = np.array([[4.5, 5.5], [6.4, 6.6], [2.7, 4.3], [9.5, 4.5]], np.float32)
 
 
 def noise(rows: int = ROWS, columns: int = COLUMNS, *, seed: int = 0) -> Tensor:
@@ -76,7 +76,7 @@ def test_translation_into_what_was_not_seen_before(matcher: PointMatcher) -> Non
 
 def test_positions_are_finer_than_cells(matcher: PointMatcher) -> None:
     """Also where the point was given between cells, and without an error that adds up."""
-    xy = np.float32([[3.5, 4.5], [4.1, 5.8], [5.0, 6.0]])
+    xy = np.array([[3.5, 4.5], [4.1, 5.8], [5.0, 6.0]], np.float32)
     points = given(matcher, waves(0, 0), xy)
     for step in range(1, 21):
         moved = 0.27 * step, 0.16 * step
@@ -139,7 +139,7 @@ def test_jump_is_not_believed_at_once(matcher: PointMatcher) -> None:
 def test_nearer_of_two_equals_is_it(matcher: PointMatcher) -> None:
     picture = noise()
     picture[4:7, 11:14] = picture[4:7, 3:6]
-    xy = np.float32([[4.5, 5.5], [12.5, 5.5]])
+    xy = np.array([[4.5, 5.5], [12.5, 5.5]], np.float32)
     points = follow(matcher, given(matcher, picture, xy), 4 * [picture])
     np.testing.assert_allclose(points.xy, xy, atol=0.05)
 
@@ -157,7 +157,7 @@ def test_slow_change_of_look_is_followed(matcher: PointMatcher) -> None:
 
 @pytest.mark.parametrize("xy", [(0, 0), (16, 12), (0, 12), (16, 0), (8, 0), (0.2, 11.9)])
 def test_points_at_the_border_stay_in_the_grid(matcher: PointMatcher, xy: tuple[float, float]) -> None:
-    points = given(matcher, waves(0, 0), np.float32([xy]))
+    points = given(matcher, waves(0, 0), np.array([xy], np.float32))
     for step in range(6):
         points = matcher.step(points, keys_of(waves(step / 3, -step / 2)))
         tracks = points.tracks()
@@ -170,7 +170,7 @@ def test_points_at_the_border_stay_in_the_grid(matcher: PointMatcher, xy: tuple[
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (2, 2)])
 def test_small_grids(grid: tuple[int, int]) -> None:
     matcher, picture = PointMatcher(grid), noise(*grid)
-    xy = np.float32([[grid[1] - 0.5, grid[0] - 0.5], [0, 0]])
+    xy = np.array([[grid[1] - 0.5, grid[0] - 0.5], [0, 0]], np.float32)
     tracks = follow(matcher, given(matcher, picture, xy), 2 * [picture]).tracks()
     assert np.isfinite(tracks.xy).all() and ((tracks.xy >= 0) & (tracks.xy <= grid[::-1])).all()
 
