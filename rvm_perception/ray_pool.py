@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from concurrent.futures import Future
 from importlib import import_module
@@ -20,6 +21,7 @@ LOCAL = "local"
 
 _OBJECT_STORE_BYTES = 80 << 20  # tasks and outcomes are small: bags and results never pass through it
 _CONTROL = "control"
+_CONNECT_S = 10.0
 
 
 class RayPool:
@@ -122,8 +124,15 @@ def _connect(ray: ModuleType, address: str, jobs: int | None, threads: int) -> N
             address=LOCAL, num_cpus=max(cores, threads), include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES, **quiet,
         )  # fmt: skip
-    else:
-        ray.init(address=address, **quiet)
+        return
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and not host.startswith("ray:"):
+        # Ray itself tries for minutes.
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except OSError as error:
+            raise ConnectionError(f"there is no Ray cluster at {address} ({error}): see `ray start`") from error
+    ray.init(address=address, **quiet)
 
 
 def _gpus(parameters: NodeParameters, resources: dict[str, float]) -> int:

@@ -20,8 +20,12 @@ from torch.nn import functional as F
 from rvm_core.tracking.base import PointTracks, Status
 from rvm_core.tracking.matching import FrameKeys
 
-_REACH = 2.3
+_REACH = 3.0
 """Cells around the best match that its position is the mean of."""
+_WINDOW = 0.8
+"""Standard deviation of their weights around the position, cells."""
+_SHIFTS = 8
+"""Times the window is moved to the mean, so that the position does not depend on which cell matched best."""
 _SHARPNESS = 0.2
 """Temperature of that mean, in relative similarity."""
 _STRAY = 1.0
@@ -33,9 +37,9 @@ _RENEWAL = 0.1
 _FAR = 5.0
 """Larger forward-backward distances tell no more than this one, cells."""
 
-VISIBILITY = (2.61, -0.17, -0.52)
+VISIBILITY = (2.86, -0.16, -0.73)
 """Logistic coefficients of `Points.evidence`, the constant last, for whether a point is visible."""
-CONFIDENCE = (4.98, -0.31, -4.21)
+CONFIDENCE = (4.87, -0.28, -4.21)
 """The same for whether it is visible and found to half a cell. Both come from rvm_training/calibrate_tracker.py."""
 
 
@@ -174,8 +178,13 @@ class PointMatcher:
         columns, rows = best % self._width + offsets[:, 0], best // self._width + offsets[:, 1]
         inside = (columns >= 0) & (columns < self._width) & (rows >= 0) & (rows < self._height)
         near = similarity.gather(1, torch.where(inside, rows * self._width + columns, 0))
-        weight = (near / _SHARPNESS).masked_fill(~inside, -torch.inf).softmax(dim=1)
-        return torch.stack([(weight * columns).sum(1), (weight * rows).sum(1)], dim=1) + 0.5, best
+        weight = (near / _SHARPNESS).masked_fill(~inside, -torch.inf)
+        centres = torch.stack([columns, rows], dim=2) + 0.5
+        xy = torch.cat([best % self._width, best // self._width], dim=1) + 0.5
+        for _ in range(_SHIFTS):
+            distance = (centres - xy[:, None]).square().sum(2)
+            xy = ((weight - distance / (2 * _WINDOW**2)).softmax(dim=1)[:, :, None] * centres).sum(1)
+        return xy, best
 
     def _square_distance(self, xy: Tensor) -> Tensor:
         """Of the centres of all cells from places (P, 2): (P, N)."""

@@ -18,9 +18,9 @@ Float32Array = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 """x_min, y_min, x_max, y_max."""
 
-VISIBILITY = (4.56, 0.03, -1.59)
+VISIBILITY = (4.56, 0.04, -1.59)
 """Logistic coefficients of `Segment.evidence`, the constant last, for whether something of a segment is visible."""
-CONFIDENCE = {"box": (8.54, -2.19, -6.45), "mask": (6.83, -2.75, -4.98)}
+CONFIDENCE = {"box": (8.69, -2.21, -6.56), "mask": (6.84, -2.75, -4.99)}
 """The same for whether the IoU with the truth is over 0.5. All come from rvm_training/calibrate_tracker.py."""
 _RENEWAL = 0.1
 """By how much the expected mass follows what is seen."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pool_faults
 from bag_files import PARAMETERS, ROOT, cut, storage_file
 from bag_folders import OPTIONS, contents, folder_of_bags
 from rvm_perception.bag_types import MissingPackageError
+from rvm_perception.ray_pool import RayPool, _connect, _import_ray
 from rvm_perception.recording_worker import WorkerSettings
 from rvm_perception.replay_many import replay_many
 
@@ -25,8 +26,6 @@ from rvm_perception.replay_many import replay_many
 def cluster() -> Iterator[None]:
     """One for all tests; `RayPool` uses the one that there is."""
     pytest.importorskip("ray", reason="ray is not installed")
-    from rvm_perception.ray_pool import _connect, _import_ray
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "test")]))
         ray = _import_ray()
@@ -70,9 +69,16 @@ def test_an_engine_that_cannot_be_made(cluster: None, tmp_path: Path) -> None:
         replay_many(bags, tmp_path / "out", PARAMETERS, OPTIONS, threads=1, ray="local", maker=pool_faults.no_engine)
 
 
-def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rvm_perception.ray_pool import RayPool
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"no Ray cluster at {address}"):
+            _connect(_import_ray(), address, 1, 1)
 
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'rvm_perception\[ray\]'"):
-        RayPool(WorkerSettings(parameters=replace(PARAMETERS), threads=1), "local", 1, 1)
+        RayPool(WorkerSettings(parameters=PARAMETERS, threads=1), "local", 1, 1)

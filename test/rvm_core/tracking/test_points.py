@@ -15,7 +15,7 @@ from rvm_core.tracking.points import PointMatcher, Points
 
 EXACT = 1e-4
 """Between two float32 ways to the same position, in cells."""
-FINE = 0.25
+FINE = 0.3
 """Of positions between the cells of a smooth picture, in cells; cell by cell the error would be up to 0.7."""
 
 ROWS, COLUMNS, WIDTH = 12, 16, 1024

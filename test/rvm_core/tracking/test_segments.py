@@ -204,6 +204,15 @@ def test_segment_that_disappears_is_not_seen_until_it_is_back(left: float) -> No
     assert segment.confidence == pytest.approx(before, abs=0.05)
 
 
+def test_old_place_counts_only_while_it_is_seen_there() -> None:
+    old, larger = (1.0, 1.0, 3.0, 4.0), (7.0, 1.0, 11.0, 5.0)
+    soft = coverage(*larger) + coverage(*old)
+    segment = start(old)
+    unseen = segment.step(NOTHING)
+    assert (segment.step(soft).box, unseen.step(soft).box) == (old, larger)
+    assert [after.box for after in step_segments([segment, unseen], np.stack([soft, soft]))] == [old, larger]
+
+
 def test_growth_is_followed_slowly() -> None:
     """Sudden growth is doubtful, the same growth in small steps is not."""
     large = (1.0, 1.0, 11.0, 8.0)
