@@ -167,6 +167,18 @@ def test_points_at_the_border_stay_in_the_grid(matcher: PointMatcher, xy: tuple[
             np.testing.assert_allclose(tracks.xy, [xy], atol=FINE)
 
 
+def test_beyond_the_border_there_is_nothing_alike(matcher: PointMatcher) -> None:
+    """Not even where the first cell, and the last one, look like the point."""
+    picture = noise()
+    picture[0, 0] = picture[-1, -1] = picture[5, 4]
+    points = given(matcher, picture, XY[:1])
+    for step in range(1, 5):
+        moved = picture.roll(-step, 1)
+        moved[0, 0] = moved[-1, -1] = picture[5, 4]
+        points = matcher.step(points, keys_of(moved))
+    np.testing.assert_allclose(points.xy, [[0.5, 5.5]], atol=FINE)
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (2, 2)])
 def test_small_grids(grid: tuple[int, int]) -> None:
     matcher, picture = PointMatcher(grid), noise(*grid)
