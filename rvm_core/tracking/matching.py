@@ -26,6 +26,8 @@ _SCREEN_FROM = 1 << 22
 """Products N * M from which screening pays; below, float32 is as fast."""
 _SPARE = 25
 """Candidates of the screening beyond k: the copies of a place in all frames of a still video, and some."""
+_GROUP = 8
+"""Columns whose maximum is looked at before themselves."""
 _ROUNDING = 2.0**-8
 """Largest relative error of a number rounded to bfloat16, which has eight binary digits."""
 _FLOAT32_ERROR = 2e-5
@@ -47,8 +49,8 @@ class Coarse:
 
     mean: Tensor
     """float32 (D,)."""
-    centred: Tensor
-    """bfloat16 (N, D): keys without their mean."""
+    factors: Tensor
+    """bfloat16 (N, D + 4): keys without their mean, two columns that each `Context` writes anew, and two of ones."""
     norm: Tensor
     """float32 (N,): length of each centred key before it was rounded."""
     error: Tensor
@@ -59,7 +61,8 @@ class Coarse:
         mean = keys.mean(0)
         centred = keys - mean
         rounded = centred.bfloat16()
-        return cls(mean, rounded, centred.norm(dim=-1), (centred - rounded.float()).norm(dim=-1))
+        factors = torch.cat([rounded, rounded.new_ones(len(rounded), 4)], dim=1)
+        return cls(mean, factors, centred.norm(dim=-1), (centred - rounded.float()).norm(dim=-1))
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,20 @@ class Context:
         frames: Sequence[FrameKeys],
         *,
         near: Tensor | None = None,
+        anchors: Sequence[FrameKeys] = (),
         workspace: Workspace | None = None,
     ) -> None:
         """`frames` are best given newest first: the search is faster if good matches come early.
 
-        `near`, bool (N, N): which cells of every context frame each cell may be matched with; None: all.
+        `near`, bool (N, N): which cells of each of them each cell may be matched with; None: all. The `anchors` are
+        further frames, after the others, of which all cells may be matched.
 
         With a `workspace` the context is good until the next one is made in it.
         """
         self._query = query
-        self._frames = tuple(frames)
+        self._frames = (*frames, *anchors)
         self._near = near
+        self._limited = len(frames)
         self._cells = query.exact.shape[0]
         columns = self._cells * len(self._frames)
         self._screened = self._cells * columns >= _SCREEN_FROM and all(
@@ -135,42 +141,54 @@ class Context:
             for frame, block in zip(self._frames, blocks, strict=True):
                 torch.mm(query.exact, frame.exact.T, out=block)
         if near is not None:
-            for block in blocks:
+            for block in blocks[: self._limited]:
                 block.masked_fill_(~near, -torch.inf)
 
     def best(self, k: int, *, newest: int | None = None) -> Matches:
-        """The best matches in the `newest` context frames, the first ones given; None: in all."""
-        frames = self._frames[:newest]
-        scores = self._scores[:, : len(frames) * self._cells]
+        """The best matches in the `newest` context frames, the first ones given; None: in all, anchors too."""
+        return self._best(k, slice(0, newest))
+
+    def best_in_anchor(self, k: int, number: int) -> Matches:
+        """The best matches in one of the anchors."""
+        place = self._limited + number
+        return self._best(k, slice(place, place + 1))
+
+    def _best(self, k: int, which: slice) -> Matches:
+        frames = self._frames[which]
+        first = which.start * self._cells
+        scores = self._scores[:, first : first + len(frames) * self._cells]
         k = min(k, scores.shape[1])
         if not self._screened:
             return Matches(*scores.topk(k))
-        found = scores.topk(min(k + _SPARE, scores.shape[1]))
-        coarse = found.values.float()
+        values, cells = _top(scores, min(k + _SPARE, scores.shape[1]))
+        coarse = values.float()
         margin = self._margin(frames)
         # A cell whose score, even if it was rounded down, is below the k-th best, even if that was rounded up, is out.
         possible = _rounded_up(coarse) + margin >= _rounded_down(coarse[:, k - 1 : k]) - margin
         possible &= coarse.isfinite()
-        best = self._rescore(found.indices, possible, frames).topk(k)
-        matches = Matches(best.values, found.indices.gather(1, best.indices))
-        if found.values.shape[1] < scores.shape[1]:
+        best = self._rescore(cells, possible, frames).topk(k)
+        matches = Matches(best.values, cells.gather(1, best.indices))
+        if cells.shape[1] < scores.shape[1]:
             last = coarse[:, -1:]
             missed = (_rounded_up(last) + margin + self._row_offset > matches.score[:, -1:]) & last.isfinite()
-            self._complete(matches, missed.nonzero()[:, 0], frames)
+            self._complete(matches, missed.nonzero()[:, 0], which)
         return matches
 
     def _screen(self, blocks: Sequence[Tensor]) -> None:
         query = self._query.coarse
         assert query is not None
-        rows = torch.stack([self._query.exact @ frame.coarse.mean for frame in self._frames if frame.coarse])
+        means = torch.stack([frame.coarse.mean for frame in self._frames if frame.coarse])
+        rows = means @ self._query.exact.T
         self._row_offset = rows.amax(0)[:, None]
         """float32 (N, 1): left out of all scores of a row, so that those that count are small and rounded finely."""
-        ones = torch.ones_like(query.centred[:, :2])
+        queries = query.factors.clone()
+        queries[:, -4:-2] = 1
         for row, frame, block in zip(rows - rows.amax(0), self._frames, blocks, strict=True):
             assert frame.coarse is not None
-            column = (frame.exact - frame.coarse.mean) @ query.mean
-            queries = torch.cat([query.centred, ones, _in_two(row)], dim=1)
-            torch.mm(queries, torch.cat([frame.coarse.centred, _in_two(column), ones], dim=1).T, out=block)
+            column = frame.exact @ query.mean - frame.coarse.mean @ query.mean
+            queries[:, -2:] = _in_two(row)
+            frame.coarse.factors[:, -4:-2] = _in_two(column)
+            torch.mm(queries, frame.coarse.factors.T, out=block)
 
     def _margin(self, frames: Sequence[FrameKeys]) -> Tensor:
         """float32 (N, 1): by how much the product of rounded vectors may differ from that of the vectors, at most."""
@@ -189,18 +207,43 @@ class Context:
         order = cells.argsort()
         parts = torch.bincount(cells // self._cells, minlength=len(frames)).tolist()
         rows, places, cells = rows[order], places[order], cells[order] % self._cells
-        keys = torch.cat([f.exact.index_select(0, c) for f, c in zip(frames, cells.split(parts), strict=True)])
-        products = torch.bmm(keys[:, None], self._query.exact.index_select(0, rows)[:, :, None])
-        scores[rows, places] = products[:, 0, 0]
+        products = [
+            torch.bmm(frame.exact.index_select(0, part)[:, None], self._query.exact.index_select(0, of)[:, :, None])
+            for frame, part, of in zip(frames, cells.split(parts), rows.split(parts), strict=True)
+        ]
+        scores[rows, places] = torch.cat(products)[:, 0, 0]
         return scores
 
-    def _complete(self, matches: Matches, rows: Tensor, frames: Sequence[FrameKeys]) -> None:
+    def _complete(self, matches: Matches, rows: Tensor, which: slice) -> None:
         if not len(rows):
             return
-        scores = torch.cat([self._query.exact[rows] @ frame.exact.T for frame in frames], dim=1)
+        places = range(len(self._frames))[which]
+        scores = [self._query.exact[rows] @ self._frames[place].exact.T for place in places]
         if self._near is not None:
-            scores.masked_fill_(~self._near[rows].repeat(1, len(frames)), -torch.inf)
-        matches.score[rows], matches.cell[rows] = scores.topk(matches.score.shape[1])
+            for place, block in zip(places, scores, strict=True):
+                if place < self._limited:
+                    block.masked_fill_(~self._near[rows], -torch.inf)
+        matches.score[rows], matches.cell[rows] = torch.cat(scores, dim=1).topk(matches.score.shape[1])
+
+
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row of (N, M) and their columns, as topk gives them but in less time.
+
+    The largest values are in the groups of columns with the largest maxima, as many groups as values.
+    """
+    groups = scores.shape[1] // _GROUP
+    if groups <= count:
+        top = scores.topk(count)
+        return top.values, top.indices
+    whole = groups * _GROUP
+    grouped = scores[:, :whole].unflatten(1, (_GROUP, groups))
+    chosen = grouped.amax(1).topk(count).indices[:, None].expand(-1, _GROUP, -1)
+    first = torch.arange(0, whole, groups, device=scores.device)
+    columns = (chosen + first[:, None]).flatten(1)
+    rest = torch.arange(whole, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    values = torch.cat([grouped.gather(2, chosen).flatten(1), scores[:, whole:]], dim=1)
+    top = values.topk(count)
+    return top.values, torch.cat([columns, rest], dim=1).gather(1, top.indices)
 
 
 def _rounded_up(score: Tensor) -> Tensor:

@@ -106,11 +106,11 @@ def propagate_frame(
         top_k, temperature: see `TrackingConfig`.
         near: bool (N, N): which cells of each frame in the queue each cell may be matched with; None: all.
     """
-    similarity = frame @ torch.cat([keys for keys, _ in context]).T
+    affinity = frame @ torch.cat([keys for keys, _ in context]).T / temperature
     if near is not None:
-        similarity[:, len(near) :].masked_fill_(~near.repeat(1, len(context) - 1), -torch.inf)
-    score, index = similarity.topk(min(top_k, similarity.shape[1]))
-    weight = (score / temperature).softmax(-1)
+        affinity[:, len(near) :].masked_fill_(~near.repeat(1, len(context) - 1), -torch.inf)
+    score, index = affinity.topk(min(top_k, affinity.shape[1]))
+    weight = score.softmax(-1)
     labels = torch.cat([labels for _, labels in context])
     return (weight[..., None] * labels[index]).sum(1)
 
@@ -162,7 +162,8 @@ class LabelPropagator:
     def start(self, keys: FrameKeys, labels: Tensor) -> LabelTrack:
         """Labels (N, K) of a frame as a track whose newest frame this is."""
         first = labels.float()
-        predicted = self._mix(self._first_frame(keys, keys, first, queued=self.config.n_context))
+        anywhere = Context(keys, [keys], workspace=self._workspace).best(self.config.top_k)
+        predicted = self._mix(self._first_frame(keys, keys, anywhere, first, queued=self.config.n_context))
         return LabelTrack(keys, first, (predicted,))
 
     def step(self, keys: FrameKeys, memory: Sequence[FrameKeys], tracks: Sequence[LabelTrack]) -> list[LabelTrack]:
@@ -174,12 +175,16 @@ class LabelPropagator:
             return []
         n_context, top_k = self.config.n_context, self.config.top_k
         lengths = {min(len(track.recent), n_context) for track in tracks}
-        context = Context(keys, memory[: max(lengths)], near=self._on(keys), workspace=self._workspace)
+        anchors = {id(track.anchor): track.anchor for track in tracks}
+        near, remembered = self._on(keys), memory[: max(lengths)]
+        context = Context(keys, remembered, near=near, anchors=list(anchors.values()), workspace=self._workspace)
+        in_anchor = {key: context.best_in_anchor(top_k, number) for number, key in enumerate(anchors)}
         matches = {length: context.best(top_k, newest=length) for length in lengths}
         stepped = []
         for track in tracks:
             length = min(len(track.recent), n_context)
-            sources = self._first_frame(keys, track.anchor, track.first, queued=n_context - length)
+            anywhere = in_anchor[id(track.anchor)]
+            sources = self._first_frame(keys, track.anchor, anywhere, track.first, queued=n_context - length)
             sources.append(_Source(matches[length], torch.cat(track.recent[:length]), 1))
             predicted = self._mix(sources)
             stepped.append(LabelTrack(track.anchor, track.first, (predicted, *track.recent[: n_context - 1])))
@@ -190,9 +195,10 @@ class LabelPropagator:
             self._near = self._near.to(keys.exact.device)
         return self._near
 
-    def _first_frame(self, keys: FrameKeys, anchor: FrameKeys, labels: Tensor, *, queued: int) -> list[_Source]:
+    def _first_frame(
+        self, keys: FrameKeys, anchor: FrameKeys, anywhere: Matches, labels: Tensor, *, queued: int
+    ) -> list[_Source]:
         """The first frame and the `queued` copies of it that are in the queue, where the radius holds for them."""
-        anywhere = Context(keys, [anchor]).best(self.config.top_k)
         near = self._on(keys)
         if near is None:
             return [_Source(anywhere, labels, 1 + queued)]
