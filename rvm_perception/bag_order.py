@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +61,9 @@ def index_bag(bag: Bag, topics: Sequence[str], *, progress: Any = None) -> BagIn
     last = dict.fromkeys(topics, 0)
     counts = dict.fromkeys(topics, 0)
     for message in bag.messages(topics):
-        try:
+        # A message that cannot be read is told of when it has its turn.
+        with suppress(MessageError):
             last[message.topic] = header_stamp_ns(message)
-        except MessageError:
-            pass  # it is told of when the message has its turn
         counts[message.topic] += 1
         topic.append(numbers[message.topic])
         received.append(message.received_ns)

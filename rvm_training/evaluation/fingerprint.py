@@ -5,34 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from rvm_core.code_version import installed_version, source_hash
 
 _PACKAGES = ("rvm_core", "rvm_training")
 _CHUNK = 1 << 20
 
 
-@cache
 def code_version() -> dict[str, str]:
-    """The installed version, and a sha256 over all sources of rvm_core and rvm_training.
-
-    Read once: an update of the files does not change the code that runs.
-    """
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        spec = find_spec(package)
-        folders = list(spec.submodule_search_locations or ()) if spec else []
-        for folder in map(Path, folders):
-            for path in sorted(folder.rglob("*.py")):
-                digest.update(f"{package}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
-    try:
-        release = version("rvm_perception")
-    except PackageNotFoundError:
-        release = "unknown"
-    return {"version": release, "sources_sha256": digest.hexdigest()}
+    """The installed version, and a sha256 over all sources of rvm_core and rvm_training."""
+    return {"version": installed_version(), "sources_sha256": source_hash(_PACKAGES)}
 
 
 def hash_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
