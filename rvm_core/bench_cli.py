@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rvm_core.arguments import parse_size
 from rvm_core.config import NAMED_SIZES
 
 if TYPE_CHECKING:
@@ -48,20 +48,6 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--check", action="store_true", help="have each engine pass the numeric gate first")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="(default: out/bench)")
     parser.set_defaults(run=_run)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH, for argparse. Raises `ArgumentTypeError` for what cannot be the size of the model's frames."""
-    from rvm_core.config import check_image_size
-
-    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 480x880, got {text!r}")
-    height, width = int(match[1]), int(match[2])
-    try:
-        check_image_size(height, width)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return height, width
 
 
 def _run(args: argparse.Namespace) -> int:

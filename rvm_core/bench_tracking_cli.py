@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.bench_cli import parse_size, show_progress
+from rvm_core.arguments import parse_size
+from rvm_core.bench_cli import show_progress
 from rvm_core.config import NAMED_SIZES
 
 if TYPE_CHECKING:

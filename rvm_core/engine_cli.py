@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rvm_core.arguments import parse_size
+
 if TYPE_CHECKING:
     from rvm_core.engines.cache import CacheEntry
     from rvm_core.model import RVM
@@ -51,16 +53,9 @@ def _add_choice(parser: argparse.ArgumentParser, *, weights_required: bool) -> N
     parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16, int8 or auto; default: %(default)s")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: the backend's best")
     parser.add_argument(
-        "--size", metavar="HxW", type=_size, default=(256, 256), help="of the frames, pixels; default: 256x256"
+        "--size", metavar="HxW", type=parse_size, default=(256, 256), help="of the frames, pixels; default: 256x256"
     )
     parser.add_argument("--batch", metavar="N", type=int, default=1, help="streams stepped at once; default: 1")
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 256x256, got {text!r}")
-    return int(height), int(width)
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from typing import TYPE_CHECKING
 
+from rvm_core.arguments import parse_size
 from rvm_core.config import NAMED_SIZES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
         help="without --weights: the size, with random weights; default: %(default)s",
     )  # fmt: skip
     group.add_argument(
-        "--size", metavar="HxW", type=size,
+        "--size", metavar="HxW", type=parse_size,
         help="of the model's input, pixels, multiples of 16; default: 256 patches or so, in the video's shape",
     )  # fmt: skip
     group.add_argument(
@@ -78,20 +78,6 @@ def describe_model(args: argparse.Namespace, model: RVM, engine: Engine) -> dict
         "precision": spec.precision,
         "device": spec.device,
     }
-
-
-def size(text: str) -> tuple[int, int]:
-    """ "HEIGHTxWIDTH", multiples of 16."""
-    from rvm_core.config import check_image_size
-
-    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 256x256, got {text!r}")
-    height, width = int(match[1]), int(match[2])
-    try:
-        check_image_size(height, width)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return height, width
 
 
 def positive(text: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rvm_core.arguments import parse_size
 from rvm_training.evaluation.command import add_benchmarks, add_model_options, load_model
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     synthetic.add_argument("--points", type=_count(1), default=32, metavar="N", help="default: %(default)s")
     synthetic.add_argument("--objects", type=_count(1), default=4, metavar="N", help="default: %(default)s")
     synthetic.add_argument(
-        "--size", metavar="HxW", type=_size, default=(256, 256), help="of the frames, pixels; default: 256x256"
+        "--size", metavar="HxW", type=parse_size, default=(256, 256), help="of the frames, pixels; default: 256x256"
     )
     synthetic.add_argument(
         "--seed", type=_count(0), default=FIRST_SEED, metavar="N", help="of the first scene; default: %(default)s"
@@ -60,19 +60,6 @@ def _count(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def _size(text: str) -> tuple[int, int]:
-    from rvm_core.config import check_image_size
-
-    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 480x880, got {text!r}")
-    height, width = int(match[1]), int(match[2])
-    try:
-        check_image_size(height, width)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return height, width
 
 
 def _synthetic(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvm_core.config import check_image_size
+from rvm_core.arguments import parse_size
 
 
 def _none(parser: argparse.ArgumentParser) -> None:
@@ -69,25 +69,13 @@ def _noise_square(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=count, default=32, metavar="N", help="of each clip; default: %(default)s")
 
 
-def size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH in pixels, for `type=` of an option."""
-    height, separator, width = text.partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 256x256, got {text!r}")
-    try:
-        check_image_size(int(height), int(width))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return int(height), int(width)
-
-
 def _head(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     without = "" if required else "; default: no training"
     parser.add_argument("--head", metavar="FILE", type=Path, required=required, help=f"a trained readout{without}")
 
 
 def _size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", metavar="HxW", type=size, help="of the frames, pixels; default: 256x256")
+    parser.add_argument("--size", metavar="HxW", type=parse_size, help="of the frames, pixels; default: 256x256")
 
 
 def _tapvid(parser: argparse.ArgumentParser) -> None:

@@ -118,7 +118,7 @@ def test_fallback_is_asked_for(build: list[str], openvino: FileBackend, capsys: 
     [
         (["build"], 2, "the following arguments are required: --weights"),
         (["build", "--weights", "none.npz"], 1, "none.npz"),
-        (["build", "--weights", "none.npz", "--size", "256"], 2, "expected HEIGHTxWIDTH such as 256x256, got '256'"),
+        (["build", "--weights", "none.npz", "--size", "256"], 2, "expected HEIGHTxWIDTH, such as 256x256, got '256'"),
         (["build", "--weights", "none.npz", "--backend", "abacus"], 2, "invalid choice: 'abacus'"),
         ([], 2, "ACTION"),
     ],

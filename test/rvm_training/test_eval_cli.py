@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
     ("arguments", "message"),
     [
         (["--size", "100x96"], "multiple"),
-        (["--size", "96"], "expected HEIGHTxWIDTH, such as 480x880, got '96'"),
+        (["--size", "96"], "expected HEIGHTxWIDTH, such as 256x256, got '96'"),
         (["--scenes", "0"], "expected a whole number of 1 or more, got '0'"),
         (["--frames", "1"], "expected a whole number of 2 or more, got '1'"),
         (["--seed", "-1"], "argument"),
