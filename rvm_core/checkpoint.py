@@ -1,38 +1,44 @@
-"""Loads and saves RVM weights: the release's .npz and our .safetensors, which holds the state_dict as it is."""
+"""Loads and saves the weights of all models: the releases' .npz and our .safetensors, which holds the state_dict."""
 
 from __future__ import annotations
 
-import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from rvm_core import checkpoint_names, fourds_names, trecvit_names
 from rvm_core.atomic import atomic_file
-from rvm_core.checkpoint_checks import describe, match_tensors, read_parameters, tensors_hash
-from rvm_core.checkpoint_names import OFFICIAL, OWN, Layout, Parameter, make_config, sizes_of
-from rvm_core.config import RVMConfig
+from rvm_core.checkpoint_checks import tensors_hash
+from rvm_core.checkpoint_plan import FORMAT_VERSION, Family, Plan
+from rvm_core.fourds import FourDS
 from rvm_core.model import RVM
-from rvm_core.tensor_file import CheckpointError, TensorFile, TensorHeader, open_tensor_file, printable
+from rvm_core.streaming import StreamingEncoder
+from rvm_core.tensor_file import CheckpointError, open_tensor_file
+from rvm_core.trecvit import TRecViT
 
 __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "load_checkpoint",
+    "load_encoder",
+    "load_fourds",
+    "load_model",
+    "load_trecvit",
     "read_info",
     "save_checkpoint",
     "weights_hash",
 ]
 
-FORMAT_VERSION = "1"
-"""Of the .safetensors layout: names, shapes and metadata. Grows when an older reader would misread a file."""
-
 SUFFIXES = (".npz", ".safetensors")
+
+FAMILIES = (checkpoint_names.FAMILY, trecvit_names.FAMILY, fourds_names.FAMILY)
 
 Progress = Callable[[int], None]
 """Is told, after each tensor, how many parameters were read or written."""
@@ -44,16 +50,18 @@ class CheckpointInfo:
 
     format: str
     """"npz" or "safetensors"."""
-    config: RVMConfig
-    """With `config.decoder` if the file holds a decoder."""
+    config: Any
+    """Of the model, an `RVMConfig` for instance, with all optional parts (decoder, classifier) that the file holds."""
     dtypes: tuple[str, ...]
     parameters: dict[str, int]
-    """Number of parameters of "encoder", "core" and, if there is one, "decoder"."""
+    """Number of parameters of each part, such as "encoder", "core" and, if there is one, "decoder"."""
     file_bytes: int
+    optional: frozenset[str] = frozenset()
+    """Those of the parts that a model does without."""
 
 
 def load_checkpoint(path: str | Path, *, decoder: bool = False, progress: Progress | None = None) -> RVM:
-    """Loads the release's .npz or our .safetensors: float32, on the CPU, in eval mode. Never reads a pickle.
+    """Loads RVM from the release's .npz or our .safetensors: float32, on the CPU, in eval mode. Never reads a pickle.
 
     The sizes are inferred from the file, so variants without a name load too. float16 and bfloat16 are converted.
     Memory peaks at the model and two of its tensors; nothing is allocated before the file's sizes are checked.
@@ -67,37 +75,72 @@ def load_checkpoint(path: str | Path, *, decoder: bool = False, progress: Progre
         CheckpointError: the file is not a sound checkpoint, or has no decoder where one is wanted. The message lists
             every missing, unexpected, mis-shaped, wrongly typed, unreadable and non-finite tensor at once.
     """
+    return cast(RVM, _load(path, (checkpoint_names.FAMILY,), {"decoder"} if decoder else (), progress))
+
+
+def load_encoder(path: str | Path, *, progress: Progress | None = None) -> StreamingEncoder:
+    """Loads any streaming encoder, as `load_checkpoint`: RVM without decoder, or TRecViT without classifier.
+
+    Raises `CheckpointError` as `load_checkpoint`, and for the weights of a clip encoder.
+    """
+    return cast(StreamingEncoder, _load(path, STREAMING, (), progress))
+
+
+def load_trecvit(path: str | Path, *, progress: Progress | None = None) -> TRecViT:
+    """Loads TRecViT, with its classifier if the file has one, as `load_checkpoint`."""
+    return cast(TRecViT, _load(path, (trecvit_names.FAMILY,), None, progress))
+
+
+def load_fourds(path: str | Path, *, progress: Progress | None = None) -> FourDS:
+    """Loads the encoder of 4DS, as `load_checkpoint`; a readout in the same file is for `load_readout`."""
+    return cast(FourDS, _load(path, (fourds_names.FAMILY,), None, progress))
+
+
+def load_model(path: str | Path, *, progress: Progress | None = None) -> nn.Module:
+    """Loads any model, with all optional parts (decoder, classifier) that the file holds, as `load_checkpoint`."""
+    return _load(path, FAMILIES, None, progress)
+
+
+STREAMING = tuple(family for family in FAMILIES if issubclass(family.model_class, StreamingEncoder))
+
+
+def _load(
+    path: str | Path, wanted: Sequence[Family], parts: Collection[str] | None, progress: Progress | None
+) -> nn.Module:
+    """parts: optional ones that must be loaded; None: all that are there."""
     with open_tensor_file(path) as file:
-        plan = _Plan.of(file)
-        if decoder and not plan.decoder:
-            plan.problems.append("missing: the decoder; load this checkpoint with decoder=False")
+        plan = Plan.of(file, FAMILIES, wanted)
+        parts = plan.parts if parts is None else parts
+        without = plan.family.optional.difference(parts)
+        for part in sorted(set(parts) - plan.parts):
+            plan.problems.append(f"missing: the {part}; load this checkpoint with {part}=False")
         if plan.problems:
-            for _ in plan.read(file, decoder=decoder):
+            for _ in plan.read(file, without):
                 pass
         plan.raise_problems(path)
-        config = plan.config
-        model = RVM(config if decoder else replace(config, decoder=None), seed=None)
+        model = plan.family.make_model(plan.config_with(parts))
         state = model.state_dict()
-        for name, tensor in plan.read(file, decoder=decoder):
+        for name, tensor in plan.read(file, without):
             state[name].copy_(tensor)
             if progress:
                 progress(tensor.numel())
         plan.raise_problems(path)
-        if plan.layout is OWN:
+        if plan.layout is plan.family.own:
             _check_hashes(path, model, file.metadata)
     return model.eval()
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
-    """Says what a checkpoint holds from its headers alone, with the errors of `load_checkpoint` that these show."""
+    """Says what a checkpoint of any model holds from its headers alone, with the errors that these show."""
     with open_tensor_file(path) as file:
-        plan = _Plan.of(file)
+        plan = Plan.of(file, FAMILIES, FAMILIES)
     plan.raise_problems(path)
-    return plan.info(path)
+    size = Path(path).stat().st_size
+    return CheckpointInfo(plan.format, plan.config, plan.dtypes, plan.counts(), size, plan.parts)
 
 
-def save_checkpoint(model: RVM, path: str | Path, *, progress: Progress | None = None) -> None:
-    """Saves the weights in float32, with the decoder if the model has one; a crash leaves no half file.
+def save_checkpoint(model: nn.Module, path: str | Path, *, progress: Progress | None = None) -> None:
+    """Saves the weights of any model in float32, with its optional parts; a crash leaves no half file.
 
     The suffix tells the format: ".npz", the release's layout, or ".safetensors", ours.
     Raises `ValueError` for another suffix and `OSError` if the file cannot be written.
@@ -109,24 +152,33 @@ def save_checkpoint(model: RVM, path: str | Path, *, progress: Progress | None =
         if path.suffix == ".npz":
             _write_npz(model, temporary, progress)
         else:
-            metadata = {"format_version": FORMAT_VERSION, "model": model.config.name} | _hashes(model)
+            metadata = {"format_version": FORMAT_VERSION, "model": cast(Any, model.config).name} | _hashes(model)
             tensors = dict(_float32(model.state_dict().items()))
             save_file(tensors, temporary, metadata=metadata)
             if progress:
                 progress(sum(tensor.numel() for tensor in tensors.values()))
 
 
-def weights_hash(model: RVM) -> str:
-    """sha256 (hex) over the float32 weights of encoder and core.
+def weights_hash(model: nn.Module) -> str:
+    """sha256 (hex) over the float32 weights that the features depend on.
 
-    The same weights give the same hash from either format and with or without the decoder. Weights cast to bfloat16
-    are other weights.
+    The same weights give the same hash from either format and with or without decoder or classifier. Weights cast to
+    bfloat16 are other weights.
     """
-    return tensors_hash((name, tensor) for name, tensor in model.state_dict().items() if not _in_decoder(name))
+    optional = family_of(model).optional
+    return tensors_hash((name, tensor) for name, tensor in model.state_dict().items() if _part(name) not in optional)
 
 
-def _in_decoder(name: str) -> bool:
-    return name.startswith("decoder.")
+def family_of(model: nn.Module) -> Family:
+    """Raises `ValueError` for a model that has no checkpoints."""
+    for family in FAMILIES:
+        if isinstance(model, family.model_class):
+            return family
+    raise ValueError(f"expected a model with checkpoints, got {type(model).__name__}")
+
+
+def _part(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _float32(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -134,100 +186,30 @@ def _float32(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
         yield name, tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-def _hashes(model: RVM) -> dict[str, str]:
-    if model.decoder is None:
-        return {"weights_hash": weights_hash(model)}
-    decoder = ((name, tensor) for name, tensor in model.state_dict().items() if _in_decoder(name))
-    return {"weights_hash": weights_hash(model), "decoder_hash": tensors_hash(decoder)}
+def _hashes(model: nn.Module) -> dict[str, str]:
+    state = model.state_dict()
+    hashes = {"weights_hash": weights_hash(model)}
+    for part in sorted(family_of(model).optional & {_part(name) for name in state}):
+        hashes[f"{part}_hash"] = tensors_hash((name, tensor) for name, tensor in state.items() if _part(name) == part)
+    return hashes
 
 
-def _check_hashes(path: str | Path, model: RVM, metadata: Mapping[str, str]) -> None:
+def _check_hashes(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """A .safetensors file has no checksum but ours; an archive has one in each member."""
     for key, value in _hashes(model).items():
         if metadata.get(key) != value:
             raise CheckpointError(path, f"the weights do not match the {key} in the file's metadata: it is damaged")
 
 
-def _write_npz(model: RVM, path: Path, progress: Progress | None) -> None:
-    state = model.state_dict()
+def _write_npz(model: nn.Module, path: Path, progress: Progress | None) -> None:
+    state, family = model.state_dict(), family_of(model)
+    without = family.optional - {_part(name) for name in state}
     # np.savez would hold a second copy of every turned tensor; the fixed date makes equal weights equal files.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for parameter in OFFICIAL.parameters(sizes_of(model.config), decoder=model.decoder is not None):
+        for parameter in family.official(()).parameters(family.sizes_of(model.config), without=without):
             tensor = state[parameter.name].to("cpu", torch.float32)
             array = parameter.row.axes.to_stored(tensor).contiguous().numpy()
             with archive.open(zipfile.ZipInfo(f"{parameter.stored}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
             if progress:
                 progress(tensor.numel())
-
-
-@dataclass
-class _Plan:
-    """Which tensor of a file is which parameter, and everything that is wrong with the file."""
-
-    format: str
-    layout: Layout
-    sizes: dict[str, int]
-    decoder: bool
-    """Whether the file holds one."""
-    dtypes: tuple[str, ...]
-    readable: list[Parameter] = field(default_factory=list)
-    """Parameters whose shape and dtype are right."""
-    problems: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, file: TensorFile) -> _Plan:
-        layout = OFFICIAL if file.format == "npz" else OWN
-        found = [parameter for name in file.headers if (parameter := layout.find(name))]
-        plan = cls(
-            format=file.format,
-            layout=layout,
-            sizes=layout.infer_sizes({name: header.shape for name, header in file.headers.items()}),
-            decoder=any(parameter.in_decoder for parameter in found),
-            dtypes=tuple(sorted({header.dtype for header in file.headers.values()})),
-        )
-        if not found:
-            first = ", ".join(printable(name) for name in list(file.headers)[:3])
-            plan.problems.append(f"none of its {len(file.headers)} tensors is a parameter of RVM: {first}, ...")
-            return plan
-        version = file.metadata.get("format_version")
-        if layout is OWN and version != FORMAT_VERSION:
-            plan.problems.append(f"metadata: expected format_version {FORMAT_VERSION!r}, found {version!r}")
-        plan._check_tensors(file.headers)
-        plan._check_sizes()
-        return plan
-
-    @property
-    def config(self) -> RVMConfig:
-        return make_config(self.sizes, decoder=self.decoder)
-
-    def info(self, path: str | Path) -> CheckpointInfo:
-        counts: dict[str, int] = {}
-        for parameter in self.readable:
-            part = parameter.name.partition(".")[0]
-            counts[part] = counts.get(part, 0) + math.prod(size or 0 for size in parameter.shape(self.sizes))
-        return CheckpointInfo(self.format, self.config, self.dtypes, counts, Path(path).stat().st_size)
-
-    def read(self, file: TensorFile, *, decoder: bool) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors as in the state_dict, in the file's dtype; notes those that are damaged or not finite."""
-        wanted = [parameter for parameter in self.readable if decoder or not parameter.in_decoder]
-        return read_parameters(file, wanted, self.problems)
-
-    def raise_problems(self, path: str | Path) -> None:
-        if self.problems:
-            raise CheckpointError(
-                path, f"not a sound RVM checkpoint, {describe(len(self.problems))}:", tuple(self.problems)
-            )
-
-    def _check_tensors(self, headers: Mapping[str, TensorHeader]) -> None:
-        parameters = self.layout.parameters(self.sizes, decoder=self.decoder)
-        self.readable, problems = match_tensors(headers, parameters, self.sizes)
-        self.problems += problems
-
-    def _check_sizes(self) -> None:
-        try:
-            _ = self.config
-        except KeyError as error:
-            self.problems.append(f"sizes: no tensor tells {error.args[0]}")
-        except ValueError as error:
-            self.problems.append(f"sizes: {error}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from rvm_core.checkpoint_names import Parameter, PartialShape
+from rvm_core.parameter_layout import Parameter, PartialShape
 from rvm_core.tensor_file import CheckpointError, TensorFile, TensorHeader, printable
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         positions = sincos_table(rows * cols, width).to(tokens)
         tokens = tokens + self.time_gap_embedding(gaps).unsqueeze(2) + positions
         x = torch.cat([embedded[:, :, :1], tokens], dim=2).flatten(0, 1)
-        context = self.embedding(features.flatten(1, 2)).repeat_interleave(num_targets, dim=0)
+        context = self.embedding(features.flatten(1, 2))  # shared by all targets of an example
         pixels = self.to_pixels(self.transformer(x, context)[:, 1:])
         # Each patch lies as (row, column, colour) in its token.
         pixels = pixels.reshape(batch, num_targets, rows, cols, PATCH_SIZE, PATCH_SIZE, 3)

@@ -1,4 +1,4 @@
-"""Exit codes of the `rvm` commands, and which errors mean that the disk is full."""
+"""Exit codes of the `rvm` and `rvm-train` commands, and which errors mean that the disk is full."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ INCOMPLETE = 3
 """There are results, but not of everything: some of the input could not be used."""
 DISK_FULL = 4
 """Earlier results are as they were."""
+DIVERGED = 6
+"""Training stopped at a loss, gradient or weight that is not finite; the last checkpoint is of before."""
 INTERRUPTED = 130
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

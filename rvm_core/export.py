@@ -1,10 +1,13 @@
 """The recurrent step as a program that other runtimes read: torch.export's, and ONNX's.
 
-Inputs and output, under these names and without any free dimension; the features are also the new state:
+Inputs and outputs, under these names and without any free dimension:
 
     frames    uint8 (B, H, W, 3) RGB, or float32 of the same values, 0 to 255
     state     float32 (B, N+1, D)
-    features  float32 (B, N+1, D)
+    features  float32 (B, N+1, D), also the new state
+
+For a model whose state is a tuple, `state_0`, `state_1` and so on stand for `state`, and `next_0`, `next_1` and so on,
+of the same shapes, follow the features. Without memory there is no state.
 
 Preprocessing is part of the program. Types are explicit at every edge, so a runtime that keeps them (a "strongly typed"
 one) computes what the model does: the products inside the blocks in the precision asked for; patch embedding, gates,
@@ -16,25 +19,26 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rvm_core.atomic import publish
 from rvm_core.checkpoint import weights_hash
 from rvm_core.config import PATCH_SIZE
 from rvm_core.engines.base import EngineError, EngineSpec
-from rvm_core.fused import FusedStep, cast_copy
+from rvm_core.fused import Step, cast_copy
 from rvm_core.model import RVM
 from rvm_core.position import resize_grid
+from rvm_core.streaming import State, StreamingEncoder, state_like, state_tensors
+from rvm_core.trecvit import TRecViT
 
-INPUT_NAMES = ("frames", "state")
-OUTPUT_NAMES = ("features",)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precisions that can be exported, and the dtype of the products inside the blocks in each."""
 
@@ -49,8 +53,56 @@ _FLOAT, _FLOAT16 = 1, 10
 """ONNX's numbers for float32 and float16."""
 
 
+@dataclass(frozen=True)
+class StepShapes:
+    """Shapes and names of what enters and leaves a step."""
+
+    frames: tuple[int, ...]
+    features: tuple[int, ...]
+    state: tuple[tuple[int, ...], ...]
+    """Of its tensors, each float32."""
+    features_are_state: bool
+    """Whether the features are the new state, which is then a single tensor and no output of its own."""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("state",) if self.features_are_state else tuple(f"state_{i}" for i in range(len(self.state)))
+
+    @property
+    def next_names(self) -> tuple[str, ...]:
+        """Of the new state's tensors, in the order of the old one's."""
+        return ("features",) if self.features_are_state else tuple(f"next_{i}" for i in range(len(self.state)))
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, in the program's order."""
+        return {"frames": self.frames, **dict(zip(self.state_names, self.state, strict=True))}
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, in the program's order."""
+        return {"features": self.features, **dict(zip(self.next_names, self.state, strict=True))}
+
+    def make_state(self, tensors: Sequence[Tensor]) -> State:
+        """The state of an engine that knows these shapes alone: one tensor, or a tuple of them."""
+        return tensors[0] if self.features_are_state else tuple(tensors)
+
+
+def step_shapes(model: StreamingEncoder, spec: EngineSpec) -> StepShapes:
+    """The shapes of a model's step for the image and batch size of `spec`."""
+    height, width = spec.image_size
+    tokens = (height // PATCH_SIZE) * (width // PATCH_SIZE) + 1
+    state = model.init_state(spec.batch_size, height, width)
+    return StepShapes(
+        frames=(spec.batch_size, height, width, 3),
+        features=(spec.batch_size, tokens, model.config.width),
+        state=tuple(tuple(tensor.shape) for tensor in state_tensors(state)),
+        features_are_state=model.features_are_state,
+    )
+
+
 def export_step(
-    model: RVM, spec: EngineSpec, *, dtype: torch.dtype, frames_dtype: torch.dtype = torch.uint8
+    model: StreamingEncoder, spec: EngineSpec, *, dtype: torch.dtype, frames_dtype: torch.dtype = torch.uint8
 ) -> torch.export.ExportedProgram:
     """The step of `model`, which is left as it is, for the image and batch size of `spec`.
 
@@ -58,9 +110,10 @@ def export_step(
         dtype: of the products inside the blocks, one of the values of `DTYPES`.
         frames_dtype: torch.uint8 or torch.float32; both hold 0 to 255.
     """
-    step = _ExportedStep(_prepare(model, spec, dtype)).requires_grad_(False).eval()
-    frames, state = step_shapes(model, spec)
-    inputs = (torch.zeros(frames, dtype=frames_dtype), torch.zeros(state))
+    prepared = _prepare(model, spec, dtype)
+    step = _ExportedStep(prepared).requires_grad_(False).eval()
+    shapes = step_shapes(prepared, spec)
+    inputs = (torch.zeros(shapes.frames, dtype=frames_dtype), *map(torch.zeros, shapes.state))
     with without_future_warnings():
         return torch.export.export(step, inputs, strict=False)
 
@@ -74,7 +127,7 @@ def without_future_warnings() -> Iterator[None]:
 
 
 def to_onnx(
-    model: RVM,
+    model: StreamingEncoder,
     spec: EngineSpec,
     path: str | Path,
     *,
@@ -97,12 +150,13 @@ def to_onnx(
         raise EngineError(f"cannot export {spec.precision!r} as ONNX; expected one of {', '.join(DTYPES)}")
     ir, opset = _exporter()
     exported = export_step(model, spec, dtype=DTYPES[spec.precision], frames_dtype=frames_dtype)
+    shapes = step_shapes(model, spec)
     program = torch.onnx.export(
         exported,
         dynamo=True,
         opset_version=OPSET,
-        input_names=list(INPUT_NAMES),
-        output_names=list(OUTPUT_NAMES),
+        input_names=list(shapes.inputs),
+        output_names=list(shapes.outputs),
         custom_translation_table={
             torch.ops.aten.scaled_dot_product_attention.default: _attention(opset, half=half_attention)
         },
@@ -115,26 +169,31 @@ def to_onnx(
     _save(ir, program.model, Path(path))
 
 
-def step_shapes(model: RVM, spec: EngineSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of frames and state; the features have that of the state."""
-    height, width = spec.image_size
-    tokens = (height // PATCH_SIZE) * (width // PATCH_SIZE) + 1
-    return (spec.batch_size, height, width, 3), (spec.batch_size, tokens, model.config.width)
+class _ExportedStep(nn.Module):
+    """The step with each tensor of the states as an input and an output of its own."""
 
+    def __init__(self, model: StreamingEncoder) -> None:
+        super().__init__()
+        self.step = Step(model)
+        self._features_are_state = model.features_are_state
+        self._example = model.init_state(1, PATCH_SIZE, PATCH_SIZE)
 
-class _ExportedStep(FusedStep):
-    def forward(self, frames: Tensor, state: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, *state: Tensor) -> Any:
         # TensorRT does nothing with uint8 but convert it, so that comes first.
-        return super().forward(frames.to(torch.float32), state)
+        features, after = self.step(frames.to(torch.float32), state_like(self._example, state))
+        return features if self._features_are_state else (features, *state_tensors(after))
 
 
-def _prepare(model: RVM, spec: EngineSpec, dtype: torch.dtype) -> RVM:
+def _prepare(model: StreamingEncoder, spec: EngineSpec, dtype: torch.dtype) -> StreamingEncoder:
     """A copy on the CPU, in the precision, with the positions of this image size as a constant."""
     model = cast_copy(model, dtype).cpu()
-    height, width = spec.image_size
-    encoder = model.encoder
+    rows, cols = (side // PATCH_SIZE for side in spec.image_size)
     # The step resizes the table to the size it has now, which is to do nothing.
-    encoder.position_table = resize_grid(encoder.position_table, height // PATCH_SIZE, width // PATCH_SIZE).contiguous()
+    if isinstance(model, RVM):
+        model.encoder.position_table = resize_grid(model.encoder.position_table, rows, cols).contiguous()
+    elif isinstance(model, TRecViT):
+        table = model.tokenizer.positions(rows, cols).detach().contiguous()
+        model.tokenizer.position_table, model.tokenizer.grid = nn.Parameter(table, False), (rows, cols)
     return model
 
 
@@ -193,14 +252,13 @@ def _drop_traces(model: Any) -> None:
     model.graph.metadata_props.clear()
 
 
-def _metadata(model: RVM, spec: EngineSpec) -> dict[str, str]:
-    frames, state = step_shapes(model, spec)
+def _metadata(model: StreamingEncoder, spec: EngineSpec) -> dict[str, str]:
+    shapes = step_shapes(model, spec)
     return {
         "rvm.model": model.config.name,
         "rvm.weights_hash": weights_hash(model),
         "rvm.precision": spec.precision,
-        "rvm.frames_shape": "x".join(map(str, frames)),
-        "rvm.state_shape": "x".join(map(str, state)),
+        **{f"rvm.{name}_shape": "x".join(map(str, shape)) for name, shape in shapes.inputs.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""The recurrent step of a trained model rewritten for speed, algebraically the same.
+"""The step of a trained model rewritten for speed, algebraically the same.
 
 Products that share their input become one: query, key and value of a self-attention; keys and values of every core
 block, which all attend to the same context; update and reset gate. Frames enter as uint8.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from rvm_core.encoder import Encoder
 from rvm_core.layers import Attention, CrossBlock, CrossTransformer, EncoderBlock, Linear, MergeHeads, SplitHeads
 from rvm_core.model import RVM
+from rvm_core.streaming import State, StreamingEncoder
+from rvm_core.trecvit import RecurrentBlock, TRecViT, TRecViTBlock
 
 
 class Projection(nn.Module):
@@ -85,7 +87,7 @@ class FusedCoreBlock(nn.Module):
 class FusedStep(nn.Module):
     """frames uint8 (B, H, W, 3) RGB, state (B, N+1, D) float32 -> features, also the new state, (B, N+1, D) float32.
 
-    Shares with the model the parameters that are not fused, and their dtypes.
+    Shares with the model the parameters that are not fused, and their dtypes. Without a state, it is zeros.
     """
 
     def __init__(self, model: RVM) -> None:
@@ -101,9 +103,9 @@ class FusedStep(nn.Module):
         self.context_key_value = _stacked([part for pair in pairs for part in pair])
         self.core_heads = core_blocks[0].cross_attention.query.bias.shape[0]
 
-    def forward(self, frames: Tensor, state: Tensor) -> Tensor:
-        pixels = frames.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        x = self.encoder(pixels)
+    def forward(self, frames: Tensor, state: Tensor | None) -> Tensor:
+        x = self.encoder(to_pixels(frames))
+        state = torch.zeros_like(x) if state is None else state
         update, reset = torch.sigmoid(self.input_gates(x) + self.state_gates(state)).chunk(2, dim=-1)
         context = self.context_key_value(reset * self.state_norm(state))
         pairs = context.unflatten(-1, (len(self.core_blocks), 2, self.core_heads, -1)).permute(2, 3, 0, 4, 1, 5)
@@ -112,14 +114,45 @@ class FusedStep(nn.Module):
         return (1 - update) * state + update * self.core_norm(x)
 
 
-def cast_blocks(model: RVM, dtype: torch.dtype) -> RVM:
+class Step(nn.Module):
+    """The fused step of any model: frames uint8 (B, H, W, 3) RGB, state -> (features (B, N+1, D), the new state).
+
+    Shares with the model the parameters that are not fused, and their dtypes.
+    """
+
+    def __init__(self, model: StreamingEncoder) -> None:
+        super().__init__()
+        self.inner: nn.Module
+        if isinstance(model, RVM):
+            self.inner = FusedStep(model)
+        else:
+            self.inner = _fused_trecvit(model) if isinstance(model, TRecViT) else model
+        self._memory = not isinstance(model, RVM) or model.config.memory
+
+    def forward(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
+        if isinstance(self.inner, FusedStep):
+            features = self.inner(frames, state if self._memory else None)
+            return features, features if self._memory else ()
+        features, state = self.inner(to_pixels(frames), state)
+        return features, state
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]."""
+    return frames.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+
+
+Model = TypeVar("Model", bound=StreamingEncoder)
+
+
+def cast_blocks(model: Model, dtype: torch.dtype) -> Model:
     """Casts, in place, the linear layers inside the blocks; patch embedding, gates and norms stay float32."""
     for layer in _block_layers(model):
         layer.to(dtype)
     return model
 
 
-def cast_copy(model: RVM, dtype: torch.dtype) -> RVM:
+def cast_copy(model: Model, dtype: torch.dtype) -> Model:
     """A copy as `cast_blocks` would make it, without ever holding another one of the blocks in float32."""
     weights = (parameter for layer in _block_layers(model) for parameter in layer.parameters())
     cast_weights = {id(weight): nn.Parameter(weight.detach().to(dtype, copy=True), False) for weight in weights}
@@ -127,9 +160,9 @@ def cast_copy(model: RVM, dtype: torch.dtype) -> RVM:
     return copy.deepcopy(model, cast_weights)
 
 
-def _block_layers(model: RVM) -> Iterator[nn.Module]:
+def _block_layers(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
-        if isinstance(module, (EncoderBlock, CrossTransformer)):
+        if isinstance(module, (EncoderBlock, CrossTransformer, RecurrentBlock)):
             yield from (layer for layer in module.modules() if isinstance(layer, (Linear, SplitHeads, MergeHeads)))
 
 
@@ -138,4 +171,18 @@ def _fused_encoder(encoder: Encoder) -> Encoder:
     fused = copy.copy(encoder)
     blocks = cast("list[EncoderBlock]", list(encoder.blocks))
     fused._modules = encoder._modules | {"blocks": nn.ModuleList(map(FusedEncoderBlock, blocks))}
+    return fused
+
+
+def _fused_trecvit(model: TRecViT) -> TRecViT:
+    """Shares everything but the ViT blocks."""
+    fused = copy.copy(model)
+    blocks = cast("list[TRecViTBlock]", list(model.blocks))
+    fused._modules = model._modules | {"blocks": nn.ModuleList(map(_fused_trecvit_block, blocks))}
+    return fused
+
+
+def _fused_trecvit_block(block: TRecViTBlock) -> TRecViTBlock:
+    fused = copy.copy(block)
+    fused._modules = block._modules | {"spatial": FusedEncoderBlock(block.spatial)}
     return fused

@@ -55,7 +55,10 @@ class MergeHeads(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, N, D) over context (B, M, D) -> (B, N, D)."""
+    """Multi-head attention of x (B, N, D) over context (B, M, D) -> (B, N, D).
+
+    Items of x may share a context: with context (B / G, M, D), each G items of x that follow each other do.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -65,7 +68,9 @@ class Attention(nn.Module):
         self.out = MergeHeads(width, num_heads)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.out(F.scaled_dot_product_attention(self.query(x), self.key(context), self.value(context)))
+        queries = x if x.shape[0] == context.shape[0] else x.reshape(context.shape[0], -1, x.shape[-1])
+        attended = F.scaled_dot_product_attention(self.query(queries), self.key(context), self.value(context))
+        return self.out(attended).reshape(x.shape) if queries is not x else self.out(attended)
 
 
 class MLP(nn.Module):

@@ -34,6 +34,14 @@ def resize_grid(grid: Tensor, rows: int, cols: int) -> Tensor:
     return grid
 
 
+def resize_axis(values: Tensor, dim: int, size: int) -> Tensor:
+    """The same along one axis of any tensor."""
+    if values.shape[dim] == size:
+        return values
+    weights = _resize_weights(values.shape[dim], size, values)
+    return torch.tensordot(values.movedim(dim, -1), weights, dims=([-1], [1])).movedim(-1, dim)
+
+
 def _resize_weights(size: int, new_size: int, like: Tensor) -> Tensor:
     """(new_size, size): row i holds the weights of the input samples in output sample i."""
     step = size / new_size

@@ -14,7 +14,6 @@ from torch import nn
 
 from rvm_core.atomic import atomic_file
 from rvm_core.checkpoint_checks import check_readable, describe, read_parameters, tensors_hash
-from rvm_core.checkpoint_names import Parameter
 from rvm_core.heads import (
     BoxHead,
     ClassHead,
@@ -27,6 +26,7 @@ from rvm_core.heads import (
     box_config,
     point_config,
 )
+from rvm_core.parameter_layout import Parameter
 from rvm_core.readout import PATCH_SIZE, AttentionReadout, readout_config
 from rvm_core.readout_names import RELEASED, Form, check_readout, find_form, find_readouts
 from rvm_core.recurrent_readout import RecurrentReadout, recurrent_config

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rvm_core.checkpoint_checks import check_finite, describe, match_tensors
-from rvm_core.checkpoint_names import Axes, Layout, Parameter, Row, Symbol
+from rvm_core.parameter_layout import Axes, Layout, Parameter, Row, Symbol
 from rvm_core.tensor_file import CheckpointError, TensorHeader
 
 Form: TypeAlias = Literal["learned", "given", "points", "boxes", "recurrent"]
@@ -172,7 +172,7 @@ def check_readout(
     """The sound parameters, every size that the shapes tell, and all problems that names, shapes and dtypes show."""
     layout = readout_layout(form, own=own, prefix=prefix)
     sizes = layout.infer_sizes({name: header.shape for name, header in headers.items()})
-    sound, problems = match_tensors(headers, layout.parameters(sizes, decoder=True), sizes)
+    sound, problems = match_tensors(headers, layout.parameters(sizes), sizes)
     return sound, sizes, problems + _size_problems(sizes, form)
 
 
@@ -197,7 +197,7 @@ def parameters_from_release(
 
 
 def _parameters(form: Form, own: bool, prefix: str) -> list[Parameter]:
-    return readout_layout(form, own=own, prefix=prefix).parameters({}, decoder=True)
+    return readout_layout(form, own=own, prefix=prefix).parameters({})
 
 
 def _size_problems(sizes: Mapping[str, int], form: Form) -> list[str]:

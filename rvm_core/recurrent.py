@@ -32,3 +32,12 @@ class RecurrentCore(nn.Module):
         reset = torch.sigmoid(self.input_reset(tokens) + self.state_reset(state))
         candidate = self.transformer(tokens, reset * self.state_norm(state))
         return (1 - update) * state + update * candidate
+
+    def unroll(self, tokens: Tensor) -> Tensor:
+        """Runs over time from the state of zeros: tokens (B, T, N+1, D) -> the features of each frame, alike."""
+        state = torch.zeros_like(tokens[:, 0])
+        features = []
+        for frame in tokens.unbind(1):
+            state = self(frame, state)
+            features.append(state)
+        return torch.stack(features, dim=1)

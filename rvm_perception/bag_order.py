@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvm_perception.bag_reader import Bag, BagError, MessageError, RawMessage, check_counts, header_stamp_ns
-from rvm_perception.stream import LATE_LIMIT, LATE_TOLERANCE_NS
+from rvm_perception.stream import StreamRules
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -96,8 +96,9 @@ class Turns:
         return len(self.position)
 
 
-def turns(index: BagIndex, *, queries: Collection[str] = ()) -> Turns:
-    """The order of all messages of an index; `queries`: those topics that hold no frames."""
+def turns(index: BagIndex, *, queries: Collection[str] = (), rules: StreamRules | None = None) -> Turns:
+    """The order of all messages of an index; `queries`: those topics that hold no frames; `rules`: what is late."""
+    rules = rules or StreamRules()
     by_receipt = np.argsort(index.received, kind="stable")
     rank = np.empty(len(index), np.int64)
     rank[by_receipt] = np.arange(len(index))
@@ -110,7 +111,7 @@ def turns(index: BagIndex, *, queries: Collection[str] = ()) -> Turns:
             parts.append(received)
             keys.append(rank[received])
             continue
-        ordered = received[in_stamp_order(index.stamp[received])]
+        ordered = received[in_stamp_order(index.stamp[received], rules)]
         places = rank[ordered]
         # A frame is late if one that comes after it was received before it.
         moved[name] = int((places > np.minimum.accumulate(places[::-1])[::-1]).sum()) if len(places) else 0
@@ -122,17 +123,19 @@ def turns(index: BagIndex, *, queries: Collection[str] = ()) -> Turns:
     return Turns(position=position[order], time=_rising(index.received[by_receipt][key[order]]), out_of_order=moved)
 
 
-def in_stamp_order(stamps: Int64Array) -> Int64Array:
+def in_stamp_order(stamps: Int64Array, rules: StreamRules | None = None) -> Int64Array:
     """The order, as indices, of frames that were received with these stamps."""
+    rules = rules or StreamRules()
+    tolerance_ns, limit = int(rules.late_tolerance * 1e9), rules.late_limit
     if len(stamps) < 2 or (np.diff(stamps) >= 0).all():
         return np.arange(len(stamps))
     parts: list[list[int]] = [[]]
     newest, late = int(stamps[0]), 0
     for i, stamp in enumerate(stamps.tolist()):
         late = late + 1 if stamp < newest else 0
-        if late and (newest - stamp >= LATE_TOLERANCE_NS or late >= LATE_LIMIT):
+        if late and (newest - stamp >= tolerance_ns or late >= limit):
             # The clock was set back. Where only a row of late frames tells, it was set back before the first of them.
-            moved = 0 if newest - stamp >= LATE_TOLERANCE_NS else late - 1
+            moved = 0 if newest - stamp >= tolerance_ns else late - 1
             start = parts[-1][len(parts[-1]) - moved :]
             del parts[-1][len(parts[-1]) - moved :]
             parts.append([*start, i])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from rvm_perception.bag_limits import bound_rosbags, open_zstd, unpack_zstd
 from rvm_perception.bag_types import own_types, require_rosbags
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -91,6 +92,7 @@ class Bag:
 
     def __init__(self, path: str | Path, *, recover: bool = False) -> None:
         require_rosbags()
+        bound_rosbags()
         self.path = Path(path)
         self.name = self.path.resolve().name
         self.recovered = ""
@@ -116,7 +118,7 @@ class Bag:
             for message in self._source.messages(topics, start, stop):
                 data = message.data
                 # Compression message by message is told in metadata.yaml only, which single files come without.
-                yield message._replace(data=_decompressed(data)) if data[:4] == ZSTD_MAGIC else message
+                yield message._replace(data=unpack_zstd(data)) if data[:4] == ZSTD_MAGIC else message
 
     def lost(self, counts: Mapping[str, int]) -> int | None:
         """How many messages of some topics the bag announces beyond those that were read; None if it announces none.
@@ -222,7 +224,7 @@ def decompress_file(file: Path, stack: ExitStack, *, tolerant: bool = False) -> 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rvm_bag_")))
     target = folder / file.stem
     with file.open("rb") as raw, target.open("wb") as sink:
-        with _zstd().open(raw, "rb") as content:
+        with open_zstd(raw) as content:
             try:
                 shutil.copyfileobj(content, sink)
             except OSError:
@@ -330,15 +332,3 @@ class _as_bag_error:
             return
         text = str(error) or type(error).__name__
         raise BagError(f"{self._path} is damaged or incomplete: {text}", self._hint) from error
-
-
-def _decompressed(data: bytes) -> bytes:
-    return bytes(_zstd().decompress(data))
-
-
-def _zstd() -> Any:
-    """Python's own from 3.14 on; rosbags brings it to the versions before."""
-    import sys
-    from importlib import import_module
-
-    return import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")

@@ -11,11 +11,14 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from rvm_core.draw_tracks import TrackTails, draw_tracks
 from rvm_core.visualize import RunningPCA, overlay
+from rvm_perception.arrivals import Arrivals
+from rvm_perception.camera_input import CameraInput, qos_overrides
 from rvm_perception.conversions import rgb_to_image
 from rvm_perception.diagnostics import CameraMeters
 from rvm_perception.msg import BoxTracks, FeatureMap, MaskTracks, PointTracks
+from rvm_perception.parameters import NodeParameters
 from rvm_perception.processor import Result, StreamState
-from rvm_perception.stream import Stream
+from rvm_perception.stream import SUPERSEDED, Stream
 from rvm_perception.track_ids import IdLedger
 from rvm_perception.track_messages import TrackMessages, vision_messages
 from rvm_perception.track_queries import TRACKED, Kind
@@ -23,7 +26,10 @@ from rvm_perception.track_session import TrackSession, TrackState
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
-OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+def output_qos() -> QoSProfile:
+    """Of what the node publishes, unless parameters override it."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 @dataclass(kw_only=True)
@@ -48,10 +54,11 @@ class CameraTopics:
 
     def __init__(self, node: LifecycleNode, prefix: str, *, tracking: bool, overlay_alpha: float) -> None:
         def publisher(kind: Any, name: str) -> Any:
-            return node.create_lifecycle_publisher(kind, f"{prefix}/{name}", OUTPUT_QOS)
+            topic = f"{prefix}/{name}"
+            return node.create_lifecycle_publisher(kind, topic, output_qos(), qos_overriding_options=qos_overrides())
 
         self._node = node
-        self._overlay_alpha = overlay_alpha
+        self.overlay_alpha = overlay_alpha
         self._vision = vision_messages() if tracking else None
         self._features = publisher(FeatureMap, "features")
         self._overlay = publisher(Image, "overlay")
@@ -86,7 +93,7 @@ class CameraTopics:
         valid = result.frame_map.valid_cells()
         self._pca.update(result.grid, valid if valid.any() else None)
         colors = self._pca.color(result.grid)
-        picture = overlay(result.image, colors, result.frame_map.grid_to_image, self._overlay_alpha)
+        picture = overlay(result.image, colors, result.frame_map.grid_to_image, self.overlay_alpha)
         if messages is not None:
             self._tails.update(messages.pixels, result.step.epoch)
             segments = messages.segments if len(messages.pixels.masks.ids) else None
@@ -99,8 +106,17 @@ class CameraTopics:
         """Starts the colours anew, as after a reset."""
         self._pca = RunningPCA()
 
+    @property
+    def names(self) -> list[str]:
+        """The topics, resolved."""
+        return [publisher.topic_name for publisher in self._publishers]
+
+    @property
+    def _publishers(self) -> list[Any]:
+        return [self._features, self._overlay, *self._tracks.values()]
+
     def destroy(self) -> None:
-        for publisher in (self._features, self._overlay, *self._tracks.values()):
+        for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
 
 
@@ -115,9 +131,48 @@ class Camera:
     topics: CameraTopics
     session: TrackSession | None
     """None without tracking."""
-    subscription: Any = None
+    input: CameraInput | None = None
+    """None while the node is inactive."""
+    arrivals: Arrivals = field(default_factory=Arrivals)
     meters: CameraMeters = field(default_factory=CameraMeters)
     last_rejection: str = ""
+    last_failure: str = ""
+    """What the last failed step said."""
+
+    def set_parameters(self, parameters: NodeParameters) -> None:
+        """Takes over the live parameters."""
+        self.stream.rules = parameters.stream_rules
+        self.topics.overlay_alpha = parameters.overlay_alpha
+        if self.session is not None:
+            self.session.parameters = parameters
+
+    def values(self) -> dict[str, object]:
+        """Everything that diagnostics tell about it."""
+        rejected, resets = self.stream.reasons()
+        return {
+            **self.stream.ledger(),
+            "lost": self.arrivals.lost,
+            "lost_events": self.arrivals.lost_events,
+            "stamp_gaps": self.arrivals.stamp_gaps,
+            "epoch": self.stream.epoch,
+            **{f"rejected_{reason}": count for reason, count in rejected.items()},
+            **{f"resets_{reason}": count for reason, count in resets.items()},
+            **self.meters.values(),
+            **self.track_values(),
+        }
+
+    def totals(self) -> str:
+        """The ledger in one line."""
+        ledger = self.stream.ledger()
+        rejected, resets = self.stream.reasons()
+        rejected.pop(SUPERSEDED, None)
+        reasons = {"rejected": rejected, "resets": resets}
+        counts = {**ledger, "lost": self.arrivals.lost, "resets": ledger["resets"]}
+        parts = []
+        for name in ("received", "processed", "dropped", "rejected", "waiting", "lost", "resets"):
+            why = ", ".join(f"{reason} {count}" for reason, count in reasons.get(name, {}).items())
+            parts.append(f"{name} {counts[name]}" + (f" ({why})" if why else ""))
+        return f"camera {self.name}: {', '.join(parts)}"
 
     def track_values(self) -> dict[str, object]:
         """What diagnostics say about its tracks."""

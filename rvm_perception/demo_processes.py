@@ -112,6 +112,19 @@ class ChildProcess:
         assert self._process is not None
         return self._process.poll()
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self._process is not None
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal; SIGKILL also waits for the end."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        if number == signal.SIGKILL:
+            self._process.wait()
+
     def interrupt(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Sends SIGINT and returns the exit code; a process that does not end in time is killed, which gives -9."""
         assert self._process is not None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from rclpy.qos import ReliabilityPolicy
 
+from rvm_core.bench_worker import resident_bytes
 from rvm_core.engines import EngineSpec
 from rvm_perception.parameters import NodeParameters
 from rvm_perception.processor import ModelIdentity, Result
@@ -26,6 +26,10 @@ class Timings:
 
     def add(self, milliseconds: float) -> None:
         self._values.append(milliseconds)
+
+    def max(self) -> float:
+        """NaN while there is nothing to tell."""
+        return max(tuple(self._values), default=float("nan"))
 
     def percentile(self, percent: float) -> float:
         """NaN while there is nothing to tell."""
@@ -65,7 +69,8 @@ class CameraMeters:
         self.engine = Timings()
         self.tracking = Timings()
         self.latency = Timings()
-        """From the header's stamp to the publication of the features."""
+        """From the header's stamp to the publication of the features: the age of the output."""
+        self.published = 0
 
     def add(self, result: Result, *, latency_ms: float) -> None:
         """Counts a published result."""
@@ -75,6 +80,7 @@ class CameraMeters:
             self.tracking.add(result.tracking_ms)
         self.latency.add(latency_ms)
         self.output.tick()
+        self.published += 1
 
     def values(self) -> dict[str, str]:
         values = {"input_rate_hz": f"{self.input.hz():.2f}", "output_rate_hz": f"{self.output.hz():.2f}"}
@@ -82,7 +88,13 @@ class CameraMeters:
             timings: Timings = getattr(self, name)
             values[f"{name}_ms_p50"] = f"{timings.percentile(50):.2f}"
             values[f"{name}_ms_p95"] = f"{timings.percentile(95):.2f}"
+        values["latency_ms_max"] = f"{self.latency.max():.2f}"
         return values
+
+
+def hanging(seconds: float) -> str:
+    """What is said of a step that does not end."""
+    return f"the step has been running for {seconds:.1f} s: the engine hangs or is far too slow"
 
 
 def status(level: bytes, name: str, message: str, hardware_id: str, values: Mapping[str, object]) -> DiagnosticStatus:
@@ -91,8 +103,20 @@ def status(level: bytes, name: str, message: str, hardware_id: str, values: Mapp
     return DiagnosticStatus(level=level, name=name, message=message, hardware_id=hardware_id, values=pairs)
 
 
-def engine_status(name: str, spec: EngineSpec, identity: ModelIdentity, parameters: NodeParameters) -> DiagnosticStatus:
-    """The status of an engine that is ready."""
+def engine_status(
+    name: str,
+    spec: EngineSpec,
+    identity: ModelIdentity,
+    parameters: NodeParameters,
+    *,
+    batch_size: int = 1,
+    running_for: float = 0.0,
+    failure: str = "",
+) -> DiagnosticStatus:
+    """The status of an engine that is ready.
+
+    `running_for`: seconds since the step in progress began; `failure`: why the node is not active though it should be.
+    """
     values = {
         "model": identity.name,
         "weights": parameters.weights or f"random, seed {parameters.seed}",
@@ -102,29 +126,15 @@ def engine_status(name: str, spec: EngineSpec, identity: ModelIdentity, paramete
         "device": spec.device,
         "image_size": f"{parameters.height}x{parameters.width}",
         "resize_policy": parameters.resize_policy,
+        "cameras_at_once": batch_size,
+        "memory_mb": f"{resident_bytes() / 2**20:.0f}",
+        "threads": threading.active_count(),
     }
+    if running_for > parameters.step_timeout:
+        return status(DiagnosticStatus.ERROR, name, hanging(running_for), spec.device, values)
+    if failure:
+        return status(DiagnosticStatus.ERROR, name, failure, spec.device, values)
     if not parameters.weights:
         message = "random weights: the features mean nothing; set the parameter weights"
         return status(DiagnosticStatus.WARN, name, message, spec.device, values)
     return status(DiagnosticStatus.OK, name, "ready", spec.device, values)
-
-
-def explain_silence(topic: str, age: float, publishers: Sequence[Any], parameters: NodeParameters) -> str:
-    """Why no image may be coming on a topic since `age` seconds, and what to do.
-
-    `publishers` are what `Node.get_publishers_info_by_topic` says.
-    """
-    text = f"no image on {topic} for {age:.0f} s"
-    if not publishers:
-        return f"{text}: nothing publishes there; check camera_topics, image_transport, namespace and ROS_DOMAIN_ID"
-    ours = parameters.input_reliability
-    theirs = ", ".join(
-        f"{info.node_name} ({info.topic_type}, {info.qos_profile.reliability.name.lower()})" for info in publishers
-    )
-    text = f"{text}: published by {theirs}; subscribed as {ours}"
-    if ours == "reliable" and any(i.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for i in publishers):
-        return f"{text}; best-effort publishers do not reach reliable subscribers: set input_reliability:=best_effort"
-    expected = "CompressedImage" if parameters.image_transport == "compressed" else "Image"
-    if not any(info.topic_type == f"sensor_msgs/msg/{expected}" for info in publishers):
-        return f"{text}; expected sensor_msgs/msg/{expected}: check image_transport"
-    return f"{text}; large best-effort images get lost without the shared-memory profile config/fastdds.xml"

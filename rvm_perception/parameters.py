@@ -7,8 +7,13 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from rvm_perception.stream import LATE_LIMIT, LATE_TOLERANCE_NS, Policy, StreamRules
+
 if TYPE_CHECKING:
     from rclpy.node import Node
+
+_NOT_OURS = ("use_sim_time", "qos_overrides", "start_type_description_service")
+"""Beginnings of the names of parameters that rclpy declares; those of qos_overrides are checked in configure."""
 
 _YAML_TYPES = {str: "string", tuple: "string[]", bool: "bool", int: "int", float: "double"}
 
@@ -23,8 +28,10 @@ def _parameter(
     *,
     limits: tuple[float, float] | None = None,
     step: int = 1,
+    live: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"description": description, "limits": limits, "step": step})
+    metadata = {"description": description, "limits": limits, "step": step, "live": live}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +78,37 @@ class NodeParameters:
     feature_dtype: Literal["float32", "float16"] = _parameter(
         "float32", "Type of the values in FeatureMap.data; float16 halves the message."
     )
+    batching: Literal["auto", "always", "never"] = _parameter(
+        "auto",
+        "Whether frames of several cameras that wait are stepped at once, by a second engine; auto: on a GPU, where "
+        "that pays.",
+    )
     max_gap: float = _parameter(
-        2.0, "Seconds between two stamps above which the state is reset; 0: never.", limits=(0.0, 3600.0)
+        2.0, "Seconds between two stamps above which the state is reset; 0: never.", limits=(0.0, 3600.0), live=True
+    )
+    late_tolerance: float = _parameter(
+        LATE_TOLERANCE_NS / 1e9,
+        "A stamp by less than so many seconds before the last one is a late frame, which is dropped; more is a jump of "
+        "the clock.",
+        limits=(0.0, 3600.0),
+        live=True,
+    )
+    late_limit: int = _parameter(
+        LATE_LIMIT, "So many late frames in a row are a jump of the clock too.", limits=(1, 1000), live=True
+    )
+    on_backward: Policy = _parameter(
+        "reset", "What a backward jump of the stamps does: reset the state, or continue with it.", live=True
+    )
+    on_clock_jump: Policy = _parameter(
+        "reset", "What a backward jump of /clock (use_sim_time) does before any stamp tells it.", live=True
+    )
+    on_resolution: Policy = _parameter("reset", "What images of another size do.", live=True)
+    on_frame_id: Policy = _parameter("reset", "What images of another frame_id do.", live=True)
+    max_failures: int = _parameter(
+        3,
+        "After so many failed steps in a row (error, NaN, no memory) the state is reset.",
+        limits=(1, 1000),
+        live=True,
     )
     tracking: Literal["features", "none"] = _parameter(
         "features",
@@ -83,29 +119,42 @@ class NodeParameters:
     track_context: int = _parameter(
         8, "Frames that a track is matched with, beside the one it was added in; more cost more.", limits=(1, 64)
     )
-    max_points: int = _parameter(256, "Points followed at once in each camera; more are refused.", limits=(0, 4096))
-    max_boxes: int = _parameter(32, "Boxes followed at once in each camera; more are refused.", limits=(0, 256))
-    max_masks: int = _parameter(16, "Masks followed at once in each camera; more are refused.", limits=(0, 256))
+    max_points: int = _parameter(
+        256, "Points followed at once in each camera; more are refused.", limits=(0, 4096), live=True
+    )
+    max_boxes: int = _parameter(
+        32, "Boxes followed at once in each camera; more are refused.", limits=(0, 256), live=True
+    )
+    max_masks: int = _parameter(
+        16, "Masks followed at once in each camera; more are refused.", limits=(0, 256), live=True
+    )
     query_tolerance: float = _parameter(
         0.05,
         "Seconds between the stamp of a track query and the processed frame nearest to it; beyond it is refused.",
         limits=(0.0, 10.0),
+        live=True,
     )
     query_wait: float = _parameter(
         1.0,
         "Seconds that the stamp of a track query may be ahead of the newest processed frame: it waits for its own.",
         limits=(0.0, 60.0),
+        live=True,
     )
     stall_timeout: float = _parameter(
-        5.0, "Seconds without an image after which the node says so, and why.", limits=(0.5, 3600.0)
+        5.0, "Seconds without an image after which the node says so, and why.", limits=(0.5, 3600.0), live=True
+    )
+    step_timeout: float = _parameter(
+        10.0, "Seconds of one step after which the node reports an error.", limits=(0.1, 3600.0), live=True
     )
     ambiguous_encoding: str = _parameter(
-        "", "How to read 8UC1 to 8UC4 and 16UC1, which do not tell their colours, e.g. bgr8; empty: refuse them."
+        "",
+        "How to read 8UC1 to 8UC4 and 16UC1, which do not tell their colours, e.g. bgr8; empty: refuse them.",
+        live=True,
     )
     max_image_pixels: int = _parameter(
-        2**26, "Compressed images that claim more pixels than this are refused.", limits=(1, 2**31 - 1)
+        2**26, "Compressed images that claim more pixels than this are refused.", limits=(1, 2**31 - 1), live=True
     )
-    overlay_alpha: float = _parameter(0.6, "Weight of the feature colours in ~/overlay.", limits=(0.0, 1.0))
+    overlay_alpha: float = _parameter(0.6, "Weight of the feature colours in ~/overlay.", limits=(0.0, 1.0), live=True)
 
     def __post_init__(self) -> None:
         for parameter in fields(self):
@@ -134,6 +183,11 @@ class NodeParameters:
         names = self.camera_names or tuple(_default_name(topic) for topic in self.camera_topics)
         return dict(zip(names, self.camera_topics, strict=True))
 
+    @property
+    def stream_rules(self) -> StreamRules:
+        """When a camera's state is reset."""
+        return StreamRules(**{rule.name: getattr(self, rule.name) for rule in fields(StreamRules)})
+
     @staticmethod
     def _check(parameter: Field[Any], value: Any) -> None:
         limits, choices = parameter.metadata["limits"], _choices(parameter.name)
@@ -143,6 +197,10 @@ class NodeParameters:
             raise ParameterError(f"{parameter.name} must lie between {limits[0]} and {limits[1]}, got {value}")
         if limits and parameter.metadata["step"] > 1 and value % parameter.metadata["step"]:
             raise ParameterError(f"{parameter.name} must be a multiple of {parameter.metadata['step']}, got {value}")
+
+
+LIVE = frozenset(parameter.name for parameter in fields(NodeParameters) if parameter.metadata["live"])
+"""Parameters that may change while the node is configured or active; the others are read in configure."""
 
 
 def declare_parameters(node: Node) -> None:
@@ -155,7 +213,7 @@ def declare_parameters(node: Node) -> None:
 
     known = {parameter.name for parameter in fields(NodeParameters)}
     given = set(node._parameter_overrides)  # rclpy offers no public way to see them before they are declared
-    unknown = {name for name in given - known if not name.startswith(("use_sim_time", "qos_overrides", "start_type_"))}
+    unknown = {name for name in given - known if name.split(".")[0] not in _NOT_OURS}
     if unknown:
         raise ParameterError(f"unknown parameters: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     for parameter in fields(NodeParameters):
@@ -204,7 +262,7 @@ def load_parameters(path: str | Path, changes: Mapping[str, Any] | None = None) 
         values |= given or {}
     if not values:
         raise ParameterError(f"{path} holds no parameters under /**: ros__parameters:")
-    values.pop("use_sim_time", None)
+    values = {name: value for name, value in values.items() if name.split(".")[0] not in _NOT_OURS}
     known = {parameter.name: parameter for parameter in fields(NodeParameters)}
     if unknown := values.keys() - known.keys():
         raise ParameterError(f"{path}: unknown parameters: {', '.join(sorted(map(str, unknown)))}")
@@ -226,7 +284,7 @@ def _typed(parameter: Field[Any], value: Any) -> Any:
 
 def markdown_table() -> str:
     """The table as the README shows it."""
-    rows = ["| parameter | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+    rows = ["| parameter | type | default | allowed | live | meaning |", "|---|---|---|---|---|---|"]
     for parameter in fields(NodeParameters):
         kind = _YAML_TYPES[type(parameter.default)]
         limits, choices = parameter.metadata["limits"], _choices(parameter.name)
@@ -235,7 +293,8 @@ def markdown_table() -> str:
             allowed = f"{limits[0]} to {limits[1]}"
             if parameter.metadata["step"] > 1:
                 allowed += f", multiples of {parameter.metadata['step']}"
-        cells = (f"`{parameter.name}`", kind, f"`{yaml_value(parameter.default)}`", allowed)
+        live = "yes" if parameter.metadata["live"] else ""
+        cells = (f"`{parameter.name}`", kind, f"`{yaml_value(parameter.default)}`", allowed, live)
         rows.append(f"| {' | '.join(cells)} | {parameter.metadata['description']} |")
     return "\n".join(rows)
 
@@ -282,4 +341,4 @@ if __name__ == "__main__":
     # How the two documents are made again: `python -m rvm_perception.parameters table | yaml`.
     import sys
 
-    print(yaml_file() if sys.argv[1:] == ["yaml"] else markdown_table())
+    sys.stdout.write(yaml_file() if sys.argv[1:] == ["yaml"] else markdown_table() + "\n")

@@ -10,13 +10,19 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from rvm_perception.camera import Camera
+from rvm_perception.camera_input import qos_overrides
 from rvm_perception.msg import QueryAnswers, TrackQueries
 from rvm_perception.processor import FrameProcessor
 from rvm_perception.track_messages import answers_message
 from rvm_perception.track_queries import Answers, read_request
 
-QUERY_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=100, reliability=ReliabilityPolicy.RELIABLE)
-"""Of queries and answers: deep enough for a burst of them."""
+
+def query_qos() -> QoSProfile:
+    """Of queries and answers, unless parameters override it: deep enough for a burst of them."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=100, reliability=ReliabilityPolicy.RELIABLE)
+
+
+QUERIES = "~/track_queries"
 
 _MAX_MESSAGES = 1000
 """So many messages may arrive while one frame is stepped; more are refused."""
@@ -39,7 +45,9 @@ class QueryTopics:
         self._wake = wake
         self._messages: deque[TrackQueries] = deque()
         self._subscription: Any = None
-        self._answers = node.create_publisher(QueryAnswers, "~/track_answers", QUERY_QOS)
+        self._answers = node.create_publisher(
+            QueryAnswers, "~/track_answers", query_qos(), qos_overriding_options=qos_overrides()
+        )
 
     @property
     def has_queries(self) -> bool:
@@ -48,20 +56,26 @@ class QueryTopics:
 
     def open(self) -> None:
         """Subscribes."""
-        self._subscription = self._node.create_subscription(TrackQueries, "~/track_queries", self._receive, QUERY_QOS)
+        self._subscription = self._node.create_subscription(
+            TrackQueries, QUERIES, self._receive, query_qos(), qos_overriding_options=qos_overrides()
+        )
 
     def close(self, reason: str) -> None:
         """Ends the subscription and refuses everything that waits."""
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = None
+        self._unsubscribe()
         while self._messages:
             self._publish([read_request(self._messages.popleft()).refused(reason)])
         for camera in self._cameras:
             if camera.session is not None:
                 self._publish(camera.session.refuse_waiting(reason, epoch=camera.stream.epoch))
 
+    @property
+    def names(self) -> list[str]:
+        """The topic of the answers, resolved."""
+        return [self._answers.topic_name]
+
     def destroy(self) -> None:
+        self._unsubscribe()
         self._node.destroy_publisher(self._answers)
 
     def carry_out(self) -> None:
@@ -77,6 +91,11 @@ class QueryTopics:
         """Carries out what was waiting for the frame that has just been processed."""
         if camera.session is not None and camera.session.waiting:
             self._publish(self._processor.apply_queries(camera.stream, camera.session))
+
+    def _unsubscribe(self) -> None:
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
 
     def _receive(self, message: TrackQueries) -> None:
         if len(self._messages) >= _MAX_MESSAGES:

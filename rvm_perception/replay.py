@@ -80,7 +80,7 @@ class ReplayCamera:
 
     def __init__(self, number: int, plan: CameraPlan, replay: ReplayPlan, stepper: Stepper) -> None:
         self.number, self.plan = number, plan
-        self.stream: Stream[RawMessage] = Stream(max_gap=replay.parameters.max_gap)
+        self.stream: Stream[RawMessage] = Stream(replay.parameters.stream_rules)
         self._parameters, self._tracker = replay.parameters, stepper.tracker
         self._ids = IdLedger()
         self.session = self._make_session()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, INTERRUPTED, USAGE, is_disk_full
+from rvm_core.stop_request import stop_request
 from rvm_perception.replay_many_cli import BAD_RECORDING, add_arguments, run_many
 
 if TYPE_CHECKING:
@@ -116,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads and not many:
         limit_threads(args.threads)
     try:
-        with _asked_to_stop() as stop:
+        with stop_request(lambda: _log("stopping after this frame; once more to stop at once")) as stop:
             if many:
                 return run_many(args, parameters, options, stop.is_set, _log)
             summary = replay_bag(
@@ -147,25 +144,6 @@ def _parameters(args: argparse.Namespace) -> NodeParameters:
     given = {name: getattr(args, name) for name in ("weights", "backend", "precision", "device")}
     changes = {name: value for name, value in given.items() if value is not None}
     return load_parameters(args.params, changes) if args.params else replace(NodeParameters(), **changes)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; a second one ends the run at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        _log("stopping after this frame; once more to stop at once")
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log(line: str) -> None:

@@ -12,17 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from rvm_core.checkpoint import load_checkpoint, weights_hash
-from rvm_core.config import RVMConfig
-from rvm_core.engines import create_engine
-from rvm_core.model import RVM
-from rvm_core.weights import find_weights
 from rvm_perception.bag_order import BagIndex, Turns, index_bag, read_turns, turns
 from rvm_perception.bag_reader import Bag, BagError, decode
 from rvm_perception.bag_types import COMPRESSED_IMAGE, MissingPackageError
 from rvm_perception.bag_writer import mcap_file
+from rvm_perception.engine_setup import set_up_engine
 from rvm_perception.parameters import NodeParameters
-from rvm_perception.processor import ModelIdentity, message_to_rgb
+from rvm_perception.processor import message_to_rgb
 from rvm_perception.replay import (
     FRAME_FIELDS,
     TIMING_FIELDS,
@@ -78,27 +74,8 @@ class ReplayOptions:
 
 def make_stepper(parameters: NodeParameters, log: Callable[[str], None]) -> Stepper:
     """Model, engine and tracker by the node's parameters. Raises what they raise."""
-    if parameters.weights:
-        model = load_checkpoint(find_weights(parameters.weights))
-        name = model.config.name
-    else:
-        log(
-            f"warning: no weights given: {parameters.model} runs on RANDOM weights (seed {parameters.seed}), so its "
-            "features mean nothing; see `rvm weights`"
-        )
-        model = RVM(RVMConfig.named(parameters.model), seed=parameters.seed)
-        name = f"{parameters.model} (random weights)"
-    engine = create_engine(
-        model,
-        backend=parameters.backend,
-        precision=parameters.precision,
-        image_size=(parameters.height, parameters.width),
-        device=None if parameters.device == "auto" else parameters.device,
-        fallback=parameters.engine_fallback,
-        progress=log,
-    )
-    identity = ModelIdentity(name=name, weights_hash=weights_hash(model))
-    return Stepper(engine=engine, identity=identity, tracker=make_tracker(parameters, model.config.width))
+    setup = set_up_engine(parameters, log)
+    return Stepper(engine=setup.engine, identity=setup.identity, tracker=make_tracker(parameters, setup.width))
 
 
 def replay_bag(
@@ -123,7 +100,7 @@ def replay_bag(
         total = sum(filter(None, expected)) or None
         with _bar(options, "reading stamps", total, "message") as bar:
             index = index_bag(bag, plan.topics, progress=bar.update)
-        order = turns(index, queries=plan.queries)
+        order = turns(index, queries=plan.queries, rules=parameters.stream_rules)
         if not any(len(_of_camera(index, order, camera)) for camera in plan.cameras):
             raise BagError(f"{bag.path} is empty: it holds no message on {', '.join(c.topic for c in plan.cameras)}")
         job = _Job(bag, index, order, plan, stepper(), folder, options)

@@ -48,7 +48,7 @@ class BagClip:
 
     def frames(self) -> Iterator[Frame]:
         # The rules of the node, of which only what they say about each frame is used.
-        stream: Stream[Any] = Stream(max_gap=self._parameters.max_gap)
+        stream: Stream[Any] = Stream(self._parameters.stream_rules)
         starts, last, seconds = True, 0, 0.0
         for _, raw in read_turns(self._bag, self._index, self._turns):
             stream.offer(raw)

@@ -9,10 +9,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, DiskFullError, disk_full_errors
 from rvm_perception.model_arguments import (
@@ -27,19 +27,21 @@ from rvm_perception.model_arguments import (
 from rvm_perception.output_folder import folder_at_the_end
 
 if TYPE_CHECKING:
+    from rvm_core.clip_depth import ClipDepth
     from rvm_core.engines import Engine
     from rvm_core.model import RVM
     from rvm_core.preprocess import Preprocess
     from rvm_perception.show import Spot, View
-    from rvm_perception.show_clip import Clip, EncodedClip
+    from rvm_perception.show_clip import Clip, EncodedClip, Frame
 
 _BAG_SUFFIXES = (".mcap", ".db3", ".bag")
-_VIEWS = ("pca", "kmeans", "similarity", "reconstruction")
+_VIEWS = ("pca", "kmeans", "similarity", "reconstruction", "depth")
 _OUTPUTS = tuple(f"{view}.{suffix}" for view in _VIEWS for suffix in ("mp4", "png")) + ("summary.json",)
 _DESCRIPTION = """\
 Shows what a model's features tell apart: their principal components as colours (pca), their clusters (kmeans), how
 similar every place is to a given one (similarity), and, with the checkpoint's decoder, frames reconstructed from
-earlier ones and a few patches (reconstruction). Needs no ROS; a bag needs the extra rvm_perception[replay]."""
+earlier ones and a few patches (reconstruction). With --depth also how far away all is (depth), by the clip encoder 4DS.
+Needs no ROS; a bag needs the extra rvm_perception[replay]."""
 _EPILOG = """\
 coordinates are pixels, x to the right, y down, centres of pixels at .5: the image covers [0, width] x [0, height]
 
@@ -78,7 +80,12 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 def _add_views(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--views", nargs="+", choices=_VIEWS, metavar="VIEW",
-        help=f"any of {', '.join(_VIEWS)}; default: all, similarity with --point, reconstruction with a decoder",
+        help=f"any of {', '.join(_VIEWS)}; default: all, similarity with --point, reconstruction with a decoder, depth "
+        "with --depth; depth alone with --depth but without --weights",
+    )  # fmt: skip
+    group.add_argument(
+        "--depth", metavar="FILE_OR_NAME",
+        help="a checkpoint of 4DS with its depth readout, which sees the frames by windows of 16",
     )  # fmt: skip
     group.add_argument(
         "--running", action="store_true", help="PCA as in the live overlay, frame by frame, not of the whole clip"
@@ -102,6 +109,8 @@ def _add_views(group: argparse._ArgumentGroup) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.views and "similarity" in args.views and not args.point:
         args.refuse("similarity needs --point X,Y[@SECONDS]")
+    if args.views and "depth" in args.views and not args.depth:
+        args.refuse("depth needs --depth FILE, a checkpoint of 4DS with a depth readout")
 
     from rvm_perception.video import require_video_writer
 
@@ -116,40 +125,85 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, clip: Clip) -> int:
-    from rvm_core.preprocess import Preprocess
-    from rvm_perception.demo_clip import image_size
     from rvm_perception.show import write_view
-    from rvm_perception.show_clip import encode
 
     first = next(iter(clip.frames()), None)
     if first is None:
         raise ValueError(f"{clip.name} has no frame at --start {args.start:g} s")
-    height, width = args.size or image_size(*first.image.shape[:2])
-    preprocess = Preprocess(height=height, width=width, policy="letterbox")
-    _check_spots(args.point, preprocess.map(*first.image.shape[:2]))
     views = _views(args)
-    model = load_model(args, random_means="what it shows means little", decoder="reconstruction" in views)
-    engine = make_engine(args, model, (height, width))
-    with folder_at_the_end(args.out, _OUTPUTS) as folder, tempfile.TemporaryFile(dir=folder) as file:
-        encoded = encode(clip, _bar(clip.frames(), "features", clip.expected), engine, preprocess, file)
-        total = len(encoded.seconds)
+    # Whatever cannot be loaded comes before the steps.
+    depth = _depth_model(args) if "depth" in views else None
+    with folder_at_the_end(args.out, _OUTPUTS) as folder, ExitStack() as files:
+        made: list[tuple[View, int]] = []
+        summary: dict[str, Any] = {}
+        if depth is not None:
+            file = files.enter_context(tempfile.TemporaryFile(dir=folder))
+            made, summary = _depth_views(args, clip, depth, file)
+        if names := [view for view in views if view != "depth"]:
+            file = files.enter_context(tempfile.TemporaryFile(dir=folder))
+            of_features, summary = _feature_views(args, clip, first, names, file)
+            made = [*of_features, *made]
         shown = {}
-        for view, frames in _made(args, views, encoded, preprocess, model, engine):
+        for view, frames in made:
             write_view(view, folder, clip.rate, frames, partial(_bar, total=frames))
             shown[view.name] = view.summary()
-        summary = {
-            "recording": clip.name,
-            "recovered": clip.recovered,
-            "frames": total,
-            "start_s": round(encoded.seconds[0], 6),
-            "end_s": round(encoded.seconds[-1], 6),
-            "views": shown,
-            **describe_model(args, model, engine),
-        }
+        summary = {"recording": clip.name, "recovered": clip.recovered, **summary, "views": shown}
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(_table(summary))
     print(f"  written to {args.out}: {', '.join(f'{name}.mp4, {name}.png' for name in shown)}, summary.json")
     return INCOMPLETE if clip.recovered else DONE
+
+
+def _feature_views(
+    args: argparse.Namespace, clip: Clip, first: Frame, views: list[str], file: IO[bytes]
+) -> tuple[list[tuple[View, int]], dict[str, Any]]:
+    """The views of a streaming model's features, each with its number of pictures, and what the summary says of it."""
+    from rvm_core.preprocess import Preprocess
+    from rvm_perception.demo_clip import image_size
+    from rvm_perception.show_clip import encode
+
+    height, width = args.size or image_size(*first.image.shape[:2])
+    preprocess = Preprocess(height=height, width=width, policy="letterbox")
+    _check_spots(args.point, preprocess.map(*first.image.shape[:2]))
+    decoder = "reconstruction" in views
+    model = load_model(args, random_means="what it shows means little", decoder=decoder)
+    engine = make_engine(args, model, (height, width))
+    encoded = encode(clip, _bar(clip.frames(), "features", clip.expected), engine, preprocess, file)
+    made = _made(args, views, encoded, preprocess, model, engine)
+    return made, {**_span(encoded.seconds), **describe_model(args, model, engine)}
+
+
+def _depth_model(args: argparse.Namespace) -> ClipDepth:
+    from rvm_core.clip_depth import ClipDepth
+    from rvm_core.weights import find_weights
+
+    return ClipDepth.load(find_weights(args.depth), device=_torch_device(args.device or "cuda"))
+
+
+def _depth_views(
+    args: argparse.Namespace, clip: Clip, model: ClipDepth, file: IO[bytes]
+) -> tuple[list[tuple[View, int]], dict[str, Any]]:
+    """As `_feature_views`, of the depth."""
+    from rvm_perception.show_depth import DepthView, measure_depth
+
+    depths, seconds = measure_depth(clip, _bar(clip.frames(), "depth", clip.expected), model, file)
+    height, width = model.image_size
+    about = {
+        "model": model.model,
+        "weights": args.depth,
+        "random_weights": False,
+        "weights_hash": model.weights_hash,
+        "image_size": f"{height}x{width}",
+        "backend": "torch",
+        "precision": "fp32",
+        "device": model.device,
+    }
+    view = DepthView(clip=clip, model=model, depths=depths)
+    return [(view, len(seconds))], {**_span(seconds), **about}
+
+
+def _span(seconds: list[float]) -> dict[str, Any]:
+    return {"frames": len(seconds), "start_s": round(seconds[0], 6), "end_s": round(seconds[-1], 6)}
 
 
 @contextmanager
@@ -191,13 +245,21 @@ def _views(args: argparse.Namespace) -> list[str]:
     from rvm_core.checkpoint import read_info
     from rvm_core.weights import find_weights
 
-    has_decoder = bool(args.weights) and read_info(find_weights(args.weights)).config.decoder is not None
+    if args.depth and not args.views and not args.weights:
+        return ["depth"]
+    has_decoder = bool(args.weights) and "decoder" in read_info(find_weights(args.weights)).optional
     if args.views:
         if "reconstruction" in args.views and not has_decoder:
             what = f"{args.weights} has none" if args.weights else "without --weights there is none"
             raise ValueError(f"reconstruction needs a trained decoder, and {what}; the released checkpoints have one")
         return [view for view in _VIEWS if view in args.views]
-    can = {"pca": True, "kmeans": True, "similarity": bool(args.point), "reconstruction": has_decoder}
+    can = {
+        "pca": True,
+        "kmeans": True,
+        "similarity": bool(args.point),
+        "reconstruction": has_decoder,
+        "depth": bool(args.depth),
+    }
     return [view for view in _VIEWS if can[view]]
 
 

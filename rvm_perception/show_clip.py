@@ -106,7 +106,7 @@ class StoredFeatures:
         self._count = 0
 
     def append(self, features: Float32Array) -> None:
-        """Takes the features of the next frame, (rows, cols, D), always of the same shape."""
+        """Takes the features of the next frame, (rows, cols, D) or any other shape, always the same."""
         if self._count and features.shape != self._shape:
             raise ValueError(f"expected features of shape {self._shape}, got {features.shape}")
         largest = np.finfo(np.float16).max

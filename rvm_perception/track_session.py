@@ -23,6 +23,9 @@ from rvm_perception.stream import FrameKey, FrameRejected
 from rvm_perception.track_ids import MAX_MASK_ID, IdLedger
 from rvm_perception.track_queries import TRACKED, Answer, Answers, Item, Kind, Request, item_query
 
+_MAXIMA = {Kind.POINT: "max_points", Kind.BOX: "max_boxes", Kind.MASK: "max_masks"}
+"""The parameter that bounds how many tracks of each kind there are."""
+
 MAX_WAITING = 64
 """So many requests of a camera may wait for their frame; more are refused."""
 
@@ -81,18 +84,14 @@ class TrackSession:
 
     Args:
         camera: name of the camera, for the answers.
+        parameters: may be replaced by others that differ in live parameters only.
         ids: those used before; it is added to, and outlives the session.
     """
 
     def __init__(self, *, camera: str, tracker: Tracker[Any], parameters: NodeParameters, ids: IdLedger) -> None:
         self._camera = camera
         self._tracker = tracker
-        self._parameters = parameters
-        self._maxima = {
-            Kind.POINT: parameters.max_points,
-            Kind.BOX: parameters.max_boxes,
-            Kind.MASK: parameters.max_masks,
-        }
+        self.parameters = parameters
         self._ids = ids
         self._waiting: list[Request] = []
         self.tracker_name = tracker.name
@@ -129,7 +128,9 @@ class TrackSession:
             raise FrameRejected("tracking", f"{type(error).__name__}: {error}") from error
         _check_finite(tracks)
         lost = tuple(before.live.values()) if fresh else ()
-        stamps = (key.stamp_ns,) if fresh else (*before.stamps, key.stamp_ns)
+        # Where the stamps went back and the state goes on, frames of before have no time any more.
+        goes_on = not fresh and before.stamps and key.stamp_ns > before.stamps[-1]
+        stamps = (*before.stamps, key.stamp_ns) if goes_on else (key.stamp_ns,)
         return TrackState(
             epoch=epoch,
             stamps=stamps[-remembered:],
@@ -196,7 +197,7 @@ class TrackSession:
         if not request.adds or not request.stamp_ns:
             return 0, ""
         stamp, stamps = request.stamp_ns, state.stamps
-        tolerance, wait = self._parameters.query_tolerance, self._parameters.query_wait
+        tolerance, wait = self.parameters.query_tolerance, self.parameters.query_wait
         if stamp > stamps[-1]:
             if stamp - stamps[-1] <= wait * 1e9:
                 return None, ""
@@ -271,9 +272,9 @@ class TrackSession:
             try:
                 if item.fault or fault:
                     raise QueryError(item.fault or fault)
-                if counts[item.kind] >= self._maxima[item.kind]:
-                    name = "boxes" if item.kind == Kind.BOX else f"{item.kind.name.lower()}s"
-                    raise QueryError(f"max_{name}, {self._maxima[item.kind]}, are followed already")
+                maximum = _MAXIMA[item.kind]
+                if counts[item.kind] >= getattr(self.parameters, maximum):
+                    raise QueryError(f"{maximum}, {getattr(self.parameters, maximum)}, are followed already")
                 id = self._id_of(item, state.live, reserved, chosen)
                 assert state.frame_map is not None
                 queries[item] = item_query(item, id, request, state.frame_map)

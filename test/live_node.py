@@ -50,8 +50,11 @@ class NodeProcess:
     Each node has a camera topic of its own, /<name>_camera/image, so that nodes that run at once do not share frames.
     """
 
-    def __init__(self, environment: dict[str, str], *, name: str = "rvm", **parameters: Any) -> None:
-        arguments = [sys.executable, "-m", "rvm_perception", "--ros-args", "-r", f"__node:={name}"]
+    def __init__(
+        self, environment: dict[str, str], *, name: str = "rvm", module: str = "rvm_perception", **parameters: Any
+    ) -> None:
+        """module: what is run; rvm_perception.faulty_node for an engine that fails when a picture says so."""
+        arguments = [sys.executable, "-m", module, "--ros-args", "-r", f"__node:={name}"]
         for parameter, value in {"camera_topics": f"['/{name}_camera/image']", **parameters}.items():
             arguments += ["-p", f"{parameter}:={str(value).lower() if isinstance(value, bool) else value}"]
         self.process = subprocess.Popen(

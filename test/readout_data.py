@@ -31,3 +31,10 @@ def load_reference(name: str) -> Reference:
     params = {key.removeprefix("param:"): value for key, value in arrays.items() if key.startswith("param:")}
     others = {key: torch.from_numpy(value) for key, value in arrays.items() if not key.startswith("param:")}
     return Reference(params, others)
+
+
+def write_release(name: str, folder: Path) -> Path:
+    """The parameters of the file `name`.npz of test/data as the release stores them."""
+    path = folder / f"{name}.npz"
+    np.savez(path, **load_reference(name).params)  # type: ignore[arg-type]
+    return path

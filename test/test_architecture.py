@@ -30,8 +30,20 @@ WITHOUT_ROS = {"rvm_core", "rvm_training"}
 OPTIONAL_RUNTIMES = {"openvino", "tensorrt", "tensorrt_rtx", "onnxruntime"}
 """Each is imported by at most one file, one of rvm_core/engines. torch is no option: the model is made of it."""
 
-FORBIDDEN_CALLS = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "yaml.load", "eval", "exec"}
-"""Calls that run what a file says. `allow_pickle=True` is forbidden in any call."""
+FORBIDDEN_CALLS = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "torch.jit.load", "torch.hub.load",
+    "joblib.load", "pandas.read_pickle", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "eval",
+    "exec", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "tempfile.mktemp",
+    "shutil.unpack_archive", "ssl._create_unverified_context",
+}  # fmt: skip
+"""Calls that run what a file says, hand text to a shell, use a temporary name that another process may take first, or
+trust any server."""
+FORBIDDEN_METHODS = {"extractall", "extract", "unsafe_load"}
+"""Of archives, which would choose the paths that are written, and of parsers. Their members are read one by one."""
+FORBIDDEN_KEYWORDS = ("allow_pickle", "shell", "trust_remote_code")
+"""May only be False, in any call."""
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "tarfile", "telnetlib", "ftplib"}
+"""No code of ours has a use for them."""
 
 IMPORT_FUNCTIONS = ("import_module", "importlib.import_module", "__import__")
 
@@ -95,9 +107,11 @@ def call_violations(source: str) -> set[str]:
         name = ".".join(filter(None, [aliases.get(head, head), rest])).removeprefix("builtins.")
         if name in FORBIDDEN_CALLS:
             found.add(name)
-        if any(k.arg == "allow_pickle" and not is_false(k.value) for k in node.keywords):
-            found.add("allow_pickle")
-    return found
+        if isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN_METHODS:
+            found.add(node.func.attr)
+        found |= {k.arg for k in node.keywords if k.arg in FORBIDDEN_KEYWORDS and not is_false(k.value)}
+        found |= {"verify" for k in node.keywords if k.arg == "verify" and is_false(k.value)}
+    return found | {module.split(".")[0] for module in imported_modules(source)} & FORBIDDEN_MODULES
 
 
 def is_false(node: ast.expr) -> bool:
@@ -170,9 +184,11 @@ def test_planted_imports_are_found(package: str, source: str, expected: set[str]
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import pickle\npickle.load(f)", {"pickle.load"}),
-        ("import pickle as p\np.loads(b)", {"pickle.loads"}),
-        ("from pickle import loads as read\nread(b)", {"pickle.loads"}),
+        ("import pickle\npickle.load(f)", {"pickle", "pickle.load"}),
+        ("import pickle as p\np.loads(b)", {"pickle", "pickle.loads"}),
+        ("from pickle import loads as read\nread(b)", {"pickle", "pickle.loads"}),
+        ("from importlib import import_module\nimport_module('marshal')", {"marshal"}),
+        ("import shelve", {"shelve"}),
         ("import numpy as np\nnp.load(f, allow_pickle=True)", {"allow_pickle"}),
         ("import numpy as np\nnp.load(f, allow_pickle=flag)", {"allow_pickle"}),
         ("import torch\ntorch.load(f, weights_only=True)", {"torch.load"}),
@@ -181,6 +197,18 @@ def test_planted_imports_are_found(package: str, source: str, expected: set[str]
         ("eval('1')", {"eval"}),
         ("import builtins\nbuiltins.eval('1')", {"eval"}),
         ("exec('x = 1')", {"exec"}),
+        ("import yaml\nyaml.unsafe_load(f)", {"yaml.unsafe_load", "unsafe_load"}),
+        ("import torch\ntorch.jit.load(f)", {"torch.jit.load"}),
+        ("import subprocess as s\ns.run(command, shell=True)", {"shell"}),
+        ("import subprocess\nsubprocess.run(command, shell=flag)", {"shell"}),
+        ("import os\nos.system(command)", {"os.system"}),
+        ("from tempfile import mktemp\nmktemp()", {"tempfile.mktemp"}),
+        ("import zipfile\nzipfile.ZipFile(f).extractall(folder)", {"extractall"}),
+        ("import tarfile\narchive.extract(member)", {"tarfile", "extract"}),
+        ("import shutil\nshutil.unpack_archive(f)", {"shutil.unpack_archive"}),
+        ("import requests\nrequests.get(url, verify=False)", {"verify"}),
+        ("from transformers import AutoModel\nAutoModel.from_pretrained(n, trust_remote_code=True)", {"trust_remote_code"}),
+        ("import subprocess\nsubprocess.run(command, shell=False)", set()),
         ("import yaml\nyaml.safe_load(f)", set()),
         ("import numpy as np\nnp.load(f, allow_pickle=False)", set()),
         ("model.eval()  # eval( in a comment, and a method\n'torch.load('", set()),

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from rvm_core.config import check_image_size
-from rvm_core.model import RVM
+from rvm_core.streaming import State, StreamingEncoder
 
 PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8")
 
-State = Any
-"""What a model carries from frame to frame: a tensor or a tuple of tensors, where the engine computes."""
+__all__ = ["PRECISIONS", "Backend", "Engine", "EngineError", "EngineSpec", "Progress", "State"]
 
 Progress = Callable[[str], None]
 """Called with a line of text when a stage of a long build begins."""
@@ -98,10 +97,10 @@ class Backend(Protocol):
     def hardware(self, device: str) -> str:
         """What of the device built files depend on, e.g. a GPU's name and compute capability."""
 
-    def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
+    def build(self, model: StreamingEncoder, spec: EngineSpec, folder: Path, progress: Progress) -> None:
         """Writes the engine's files into an empty folder. Raises `EngineError` where the runtime cannot."""
 
-    def load(self, model: RVM, spec: EngineSpec, folder: Path | None) -> Engine:
+    def load(self, model: StreamingEncoder, spec: EngineSpec, folder: Path | None) -> Engine:
         """The engine, from the files of `build` (None where `builds_files` is false).
 
         Raises `EngineError` if the files cannot be used, or the device is not there.

@@ -18,6 +18,7 @@ import numpy as np
 
 from rvm_core.engines.base import EngineError, EngineSpec, Progress
 from rvm_core.engines.clip import calibration_frames
+from rvm_core.streaming import StreamingEncoder
 
 Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Frames uint8 (B, H, W, 3) and state float32 (B, N+1, D) to the features, computed in float32."""
@@ -31,6 +32,13 @@ def check_nncf(*others: str) -> None:
     for name in ("nncf", *others):
         if find_spec(name) is None:
             raise EngineError(f"building an engine in int8 needs {name}: pip install rvm_perception[int8]")
+
+
+def check_int8(model: StreamingEncoder) -> None:
+    """Raises `EngineError` for a model of which no int8 engine is made: which products must not have 8 bits was only
+    found out for RVM."""
+    if not model.features_are_state:
+        raise EngineError(f"int8 is for RVM only, not for {model.config.name}; choose another precision")
 
 
 def calibration_inputs(

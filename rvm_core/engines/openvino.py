@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
-from rvm_core.engines.calibration import calibration_inputs, check_nncf, quantize
-from rvm_core.export import DTYPES, INPUT_NAMES, OUTPUT_NAMES, export_step, step_shapes, without_future_warnings
-from rvm_core.model import RVM
+from rvm_core.engines.calibration import calibration_inputs, check_int8, check_nncf, quantize
+from rvm_core.export import DTYPES, StepShapes, export_step, step_shapes, without_future_warnings
+from rvm_core.streaming import State, StreamingEncoder, state_tensors
 from rvm_core.threads import thread_limit
 
 GRAPH_FILE = "step.xml"
@@ -65,10 +65,11 @@ class OpenVINOBackend:
         capabilities = sorted(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
         return f"{core.get_property(_DEVICE, 'FULL_DEVICE_NAME')} {' '.join(capabilities)}"
 
-    def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
+    def build(self, model: StreamingEncoder, spec: EngineSpec, folder: Path, progress: Progress) -> None:
         self._check(spec)
         int8 = spec.precision == "int8"
         if int8:
+            check_int8(model)
             check_nncf()
         openvino = _openvino()
         progress("openvino: exporting the step")
@@ -77,17 +78,17 @@ class OpenVINOBackend:
         try:
             with without_future_warnings():
                 graph = openvino.convert_model(program)
-            graph.reshape(dict(zip(INPUT_NAMES, step_shapes(model, spec), strict=True)))
-            graph.output(0).set_names({*OUTPUT_NAMES})
+            shapes = step_shapes(model, spec)
+            _name_ports(graph, shapes)
             if int8:
-                graph = _quantize(graph, spec, progress)
+                graph = _quantize(graph, spec, shapes, progress)
                 if self.native_precision(spec.device) == "bf16":
                     _round_attention(graph)
             openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=False)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot convert the model: {error}") from error
 
-    def load(self, model: RVM, spec: EngineSpec, folder: Path | None) -> Engine:
+    def load(self, model: StreamingEncoder, spec: EngineSpec, folder: Path | None) -> Engine:
         self._check(spec)
         if folder is None:
             raise EngineError("the OpenVINO engine is loaded from the files of its build, got no folder")
@@ -104,34 +105,45 @@ class OpenVINOBackend:
 
 
 class OpenVINOEngine:
-    """See `rvm_core.engines.base.Engine`. Frames and state are read where they lie; features are written once, into
-    memory of their own, so that every state stays what it is."""
+    """See `rvm_core.engines.base.Engine`. Frames and state are read where they lie; features and new state are written
+    once, into memory of their own, so that every state stays what it is."""
 
-    def __init__(self, shapes: tuple[tuple[int, ...], tuple[int, ...]], spec: EngineSpec, folder: Path) -> None:
+    def __init__(self, shapes: StepShapes, spec: EngineSpec, folder: Path) -> None:
         self.spec = spec
-        self._state_shape = shapes[1]
+        self._shapes = shapes
         self._request = _compile(shapes, folder).create_infer_request()
         self._tensor = _openvino().Tensor
 
-    def init_state(self) -> torch.Tensor:
-        return torch.zeros(self._state_shape)
+    def init_state(self) -> State:
+        return self._shapes.make_state([torch.zeros(shape) for shape in self._shapes.state])
 
-    def step(self, frames: np.ndarray, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, frames: np.ndarray, state: State) -> tuple[torch.Tensor, State]:
         self.spec.check_frames(frames)
-        features = torch.empty(self._state_shape)
+        outputs = {name: torch.empty(shape) for name, shape in self._shapes.outputs.items()}
         # Shared memory must be writable, though inputs are only read. OpenVINO does not keep it alive: `inputs` does.
-        inputs = [np.require(array, requirements=["C", "W"]) for array in (frames, state.numpy())]
-        for name, array in zip(INPUT_NAMES, inputs, strict=True):
+        given = (frames, *(tensor.numpy() for tensor in state_tensors(state)))
+        inputs = [np.require(array, requirements=["C", "W"]) for array in given]
+        for name, array in zip(self._shapes.inputs, inputs, strict=True):
             self._request.set_tensor(name, self._share(array))
-        self._request.set_tensor(*OUTPUT_NAMES, self._share(features.numpy()))
+        for name, output in outputs.items():
+            self._request.set_tensor(name, self._share(output.numpy()))
         self._request.infer()
-        return features, features
+        return outputs["features"], self._shapes.make_state([outputs[name] for name in self._shapes.next_names])
 
     def _share(self, array: np.ndarray) -> Any:
         return self._tensor(array, shared_memory=True)
 
 
-def _compile(shapes: tuple[tuple[int, ...], tuple[int, ...]], folder: Path) -> Any:
+def _name_ports(graph: Any, shapes: StepShapes) -> None:
+    """Fixes the shapes of inputs and names all that enters and leaves, in the program's order."""
+    for port, name in zip(graph.inputs, shapes.inputs, strict=True):
+        port.set_names({name})
+    graph.reshape(shapes.inputs)
+    for port, name in zip(graph.outputs, shapes.outputs, strict=True):
+        port.set_names({name})
+
+
+def _compile(shapes: StepShapes, folder: Path) -> Any:
     core = _core()
     for name in (GRAPH_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -142,8 +154,8 @@ def _compile(shapes: tuple[tuple[int, ...], tuple[int, ...]], folder: Path) -> A
         found |= {port.any_name: (port.element_type.get_type_name(), tuple(port.shape)) for port in graph.outputs}
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot read {folder / GRAPH_FILE}: {error}") from error
-    frames, state = shapes
-    expected = {"frames": ("u8", frames), "state": ("f32", state), "features": ("f32", state)}
+    expected = {name: ("f32", shape) for name, shape in (shapes.inputs | shapes.outputs).items()}
+    expected["frames"] = ("u8", shapes.frames)
     if found != expected:
         raise EngineError(f"{folder / GRAPH_FILE} is of another engine: expected {expected}, got {found}")
     try:
@@ -157,10 +169,10 @@ def _settings() -> dict[str, Any]:
     return _SETTINGS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
 
 
-def _quantize(graph: Any, spec: EngineSpec, progress: Progress) -> Any:
+def _quantize(graph: Any, spec: EngineSpec, shapes: StepShapes, progress: Progress) -> Any:
     """The float32 graph with 8-bit factors in the products with weights inside the blocks."""
     progress("openvino: computing the states of the calibration; int8 takes a minute or more")
-    inputs = _calibration_inputs(graph, spec)
+    inputs = _calibration_inputs(graph, spec, shapes)
     return quantize(
         graph,
         inputs,
@@ -170,11 +182,10 @@ def _quantize(graph: Any, spec: EngineSpec, progress: Progress) -> Any:
     )
 
 
-def _calibration_inputs(graph: Any, spec: EngineSpec) -> list[dict[str, np.ndarray]]:
+def _calibration_inputs(graph: Any, spec: EngineSpec, shapes: StepShapes) -> list[dict[str, np.ndarray]]:
     step = _core().compile_model(graph, _DEVICE, _SETTINGS)
-    state_shape = tuple(graph.input(INPUT_NAMES[1]).shape)
-    inputs = calibration_inputs(spec, state_shape, lambda frames, state: np.array(step((frames, state))[0]))
-    return [dict(zip(INPUT_NAMES, pair, strict=True)) for pair in inputs]
+    inputs = calibration_inputs(spec, shapes.state[0], lambda frames, state: np.array(step((frames, state))[0]))
+    return [dict(zip(shapes.inputs, pair, strict=True)) for pair in inputs]
 
 
 def _gate_products(graph: Any) -> list[str]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
-from rvm_core.fused import FusedStep, cast_copy
-from rvm_core.model import RVM
+from rvm_core.fused import Step, cast_copy
+from rvm_core.streaming import State, StreamingEncoder, state_like, state_tensors
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,34 +41,32 @@ class TorchBackend:
             torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
         )
 
-    def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
+    def build(self, model: StreamingEncoder, spec: EngineSpec, folder: Path, progress: Progress) -> None:
         raise EngineError("the torch engine has no files to build")
 
-    def load(self, model: RVM, spec: EngineSpec, folder: Path | None = None) -> Engine:
+    def load(self, model: StreamingEncoder, spec: EngineSpec, folder: Path | None = None) -> Engine:
         return CudaGraphEngine(model, spec) if spec.device.startswith("cuda") else TorchEngine(model, spec)
 
 
 class TorchEngine:
     """Eager torch. See `rvm_core.engines.base.Engine` for the contract."""
 
-    def __init__(self, model: RVM, spec: EngineSpec) -> None:
+    def __init__(self, model: StreamingEncoder, spec: EngineSpec) -> None:
         self.spec = spec
         self._device = torch.device(spec.device)
         model = cast_copy(model, _DTYPES[spec.precision]).to(self._device).eval()
-        self._width = model.config.width
-        self._step = FusedStep(model).requires_grad_(False)
+        self._initial: State = model.init_state(spec.batch_size, *spec.image_size)
+        self._step = Step(model).requires_grad_(False)
 
-    def init_state(self) -> torch.Tensor:
-        height, width = self.spec.image_size
-        tokens = (height // 16) * (width // 16) + 1
-        return torch.zeros(self.spec.batch_size, tokens, self._width, device=self._device)
+    def init_state(self) -> State:
+        return state_like(self._initial, tuple(tensor.clone() for tensor in state_tensors(self._initial)))
 
     @torch.inference_mode()
-    def step(self, frames: np.ndarray, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, frames: np.ndarray, state: State) -> tuple[torch.Tensor, State]:
         self.spec.check_frames(frames)
         pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).to(self._device)
-        features = self._step(pixels, state)
-        return features, features
+        features, state = self._step(pixels, state)
+        return features, state
 
 
 class CudaGraphEngine(TorchEngine):
@@ -79,7 +77,7 @@ class CudaGraphEngine(TorchEngine):
     """
 
     @torch.inference_mode()
-    def __init__(self, model: RVM, spec: EngineSpec) -> None:
+    def __init__(self, model: StreamingEncoder, spec: EngineSpec) -> None:
         super().__init__(model, spec)
         shape = (spec.batch_size, *spec.image_size, 3)
         self._host_frames = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
@@ -97,10 +95,10 @@ class CudaGraphEngine(TorchEngine):
                     self._step(self._frames, self._state)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self._graph):
-                self._features = self._step(self._frames, self._state)
+                self._features, self._next = self._step(self._frames, self._state)
 
     @torch.inference_mode()
-    def step(self, frames: np.ndarray, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, frames: np.ndarray, state: State) -> tuple[torch.Tensor, State]:
         self.spec.check_frames(frames)
         # The copy of the frames before may not have left the pinned memory yet.
         self._frames_are_copied.synchronize()
@@ -108,7 +106,10 @@ class CudaGraphEngine(TorchEngine):
         with torch.cuda.device(self._device):
             self._frames.copy_(self._host_frames, non_blocking=True)
             self._frames_are_copied.record()
-            self._state.copy_(state)
+            for target, source in zip(state_tensors(self._state), state_tensors(state), strict=True):
+                target.copy_(source)
             self._graph.replay()
             features = self._features.clone()
-        return features, features
+            if self._next is self._features:
+                return features, features
+            return features, state_like(self._next, tuple(tensor.clone() for tensor in state_tensors(self._next)))

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from rvm_training.data.ground_truth import seen_boxes, take_in_turns
 from rvm_training.data.textures import make_palette, make_texture
 
 MAX_OBJECTS = 254
@@ -136,7 +137,7 @@ def generate_scene(config: SceneConfig, seed: int) -> Scene:
     return Scene(
         video=video,
         labels=labels,
-        boxes=_seen_boxes(labels, config.num_objects),
+        boxes=seen_boxes(labels, config.num_objects),
         amodal_boxes=_amodal_boxes(layers[1:], config.num_frames),
         seen_share=np.minimum(seen / np.maximum(whole, 1e-6), 1).astype(np.float32),
         points=points,
@@ -327,7 +328,7 @@ def _sample_points(
             break
     else:
         raise ValueError(f"expected room for {config.num_points} points, found {sum(map(len, owners))} visible ones")
-    chosen = _take_in_turns(np.concatenate(owners), config.num_points)
+    chosen = take_in_turns(np.concatenate(owners), config.num_points)
     points = np.concatenate(tracks, axis=1)[:, chosen].astype(np.float32)
     return points, np.concatenate(owners)[chosen], np.concatenate(seen, axis=1)[:, chosen]
 
@@ -351,25 +352,6 @@ def _seen_at(labels: UInt8Array, track: Float64Array, layer: int) -> BoolArray:
     cols, rows = np.where(inside[:, :, None], track, 0).astype(np.intp).transpose(2, 0, 1)
     shown = labels[np.arange(frames)[:, None], rows, cols]
     return np.logical_and(inside, shown == layer)
-
-
-def _take_in_turns(owners: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
-    """Indices of `count` entries, the first of every owner, then the second of every owner, and so on."""
-    turn = np.empty(len(owners), np.intp)
-    for owner in np.unique(owners):
-        turn[owners == owner] = np.arange(np.count_nonzero(owners == owner))
-    return np.lexsort((owners, turn))[:count]
-
-
-def _seen_boxes(labels: UInt8Array, num_objects: int) -> Float32Array:
-    boxes = np.full((len(labels), num_objects, 4), np.nan, np.float32)
-    for t, frame in enumerate(labels):
-        for index in range(num_objects):
-            mask = frame == index + 1
-            rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            if len(rows):
-                boxes[t, index] = cols[0], rows[0], cols[-1] + 1, rows[-1] + 1
-    return boxes
 
 
 def _amodal_boxes(objects: list[_Layer], num_frames: int) -> Float32Array:

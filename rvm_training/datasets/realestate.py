@@ -38,11 +38,11 @@ class CameraVideo:
 
 
 class RealEstateFolder:
-    """The videos of a folder. Raises `DatasetError` for a folder without text files, or without frames of some."""
+    """The videos of a split. Raises `DatasetError` for a folder without text files, or without frames of some."""
 
-    def __init__(self, folder: Path) -> None:
-        require_folder(folder, "RealEstate10K (test/ID.txt and frames/test/ID/TIMESTAMP.jpg)")
-        split = "test" if (folder / "test").is_dir() else ""
+    def __init__(self, folder: Path, *, split: str = "test") -> None:
+        require_folder(folder, f"RealEstate10K ({split}/ID.txt and frames/{split}/ID/TIMESTAMP.jpg)")
+        split = split if (folder / split).is_dir() else ""
         self._texts, self._frames = folder / split, folder / "frames" / split
         self.ids = sorted(path.stem for path in self._texts.glob("*.txt"))
         if not self.ids:

@@ -48,17 +48,20 @@ class ClassifiedVideos:
     """Ids of the list that there is no video of: videos of Kinetics vanish from where they were."""
 
 
-def open_classes(folder: Path, name: DatasetName | None = None) -> ClassifiedVideos:
-    """The dataset in a folder; None: whichever it is. Raises `DatasetError` for a folder that is none of them."""
+def open_classes(folder: Path, name: DatasetName | None = None, *, split: str | None = None) -> ClassifiedVideos:
+    """The dataset in a folder; None: whichever it is. Raises `DatasetError` for a folder that is none of them.
+
+    split: None: the one for validation ("validation" of Something-Something v2, "val" of Kinetics).
+    """
     require_folder(folder, "Something-Something v2 or Kinetics")
     if name is None:
         name = "ssv2" if _find_json(folder, "labels") else "kinetics"
-    return _open_ssv2(folder) if name == "ssv2" else _open_kinetics(folder)
+    return _open_ssv2(folder, split or "validation") if name == "ssv2" else _open_kinetics(folder, split or "val")
 
 
-def _open_ssv2(folder: Path) -> ClassifiedVideos:
+def _open_ssv2(folder: Path, split: str) -> ClassifiedVideos:
     numbers = _ssv2_labels(folder)
-    entries = _read_json(_need_json(folder, "validation"), list)
+    entries = _read_json(_need_json(folder, split), list)
     videos = next((folder / name for name in _SSV2_VIDEOS if (folder / name).is_dir()), None)
     if videos is None:
         raise DatasetError(f"looked for the videos of Something-Something v2 in {folder / _SSV2_VIDEOS[0]}: not there")
@@ -68,13 +71,13 @@ def _open_ssv2(folder: Path) -> ClassifiedVideos:
             labels[str(entry["id"])] = numbers[str(entry["template"]).replace("[", "").replace("]", "")]
         except (KeyError, TypeError) as error:
             raise DatasetError(
-                f"validation.json in {folder}: an entry without id or with no known template: {error}"
+                f"{split}.json in {folder}: an entry without id or with no known template: {error}"
             ) from error
     files = {id: videos / f"{id}.webm" for id in labels}
     absent = [id for id, path in files.items() if not path.is_file()]
     if absent or not files:
         raise DatasetError(
-            f"looked for {len(files)} videos ID.webm of validation.json in {videos}: {len(absent)} are missing"
+            f"looked for {len(files)} videos ID.webm of {split}.json in {videos}: {len(absent)} are missing"
             + (f", the first is {absent[0]}.webm" if absent else "")
         )
     classes = tuple(sorted(numbers, key=lambda label: numbers[label]))
@@ -116,14 +119,14 @@ def _read_json(path: Path, kind: type) -> Any:
     return data
 
 
-def _open_kinetics(folder: Path) -> ClassifiedVideos:
-    videos = folder / "val"
+def _open_kinetics(folder: Path, split: str) -> ClassifiedVideos:
+    videos = folder / split
     if not videos.is_dir():
         raise DatasetError(
             f"looked for videos of Kinetics in {videos} (and for labels.json of Something-Something v2 in {folder}): "
             "neither is there"
         )
-    table = folder / "annotations" / "val.csv"
+    table = folder / "annotations" / f"{split}.csv"
     listed = _kinetics_csv(table) if table.is_file() else _kinetics_folders(videos)
     present = {id: label for id, label in listed.items() if (videos / id).is_file()}
     if not present:

@@ -148,12 +148,18 @@ class DepthReadout:
 
     def _fit(self, depth: UInt16Array) -> Float64Array:
         """Depth in metres as the head gives it, (h, w)."""
-        height, width = self._head.config.image_size
-        box = Preprocess(height=self.image_size[0], width=self.image_size[1], policy="center_crop").map(*depth.shape)
-        part = depth[box.source_box.slices]
-        resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return np.asarray(resized, np.float64) / MILLIMETRES
+        return fit_depth(depth, self.image_size, self._head.config.image_size) / MILLIMETRES
 
     def _picture(self, path: Path, found: Float64Array, truth: Float64Array) -> Picture:
         frame = Preprocess(height=self.image_size[0], width=self.image_size[1], policy="center_crop")(read_image(path))
         return Picture(name="depth", image=depth_picture(frame, found, truth), caption="frame, depth found, true depth")
+
+
+def fit_depth(
+    depth: npt.NDArray[Any], image_size: tuple[int, int], head_size: tuple[int, int]
+) -> Float64Array:
+    """A depth map (H, W) cut in its middle to the shape of `image_size` and brought to `head_size`, nearest pixels."""
+    box = Preprocess(height=image_size[0], width=image_size[1], policy="center_crop").map(*depth.shape)
+    part = depth[box.source_box.slices]
+    height, width = head_size
+    return np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.float64)

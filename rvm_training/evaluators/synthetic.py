@@ -28,6 +28,7 @@ from rvm_core.tracking.base import (
 )
 from rvm_core.tracking.pixels import PixelTracks, box_query, label_image, mask_query, point_query, tracks_to_pixels
 from rvm_training.baselines import colour_tokens, pixel_tokens
+from rvm_training.data.ground_truth import GroundTruth
 from rvm_training.data.scenes import Scene, SceneConfig, generate_scene
 from rvm_training.evaluators.overlap import box_iou, label_iou, mean_after_start
 from rvm_training.evaluators.tap_vid import RASTER, TapVidMetrics, evaluated_frames, first_queries, tap_vid_metrics
@@ -169,19 +170,19 @@ def evaluate(
         evaluation.scores.append(scores)
 
 
-def point_starts(scene: Scene) -> IntArray:
+def point_starts(scene: GroundTruth) -> IntArray:
     """(P,): the frame each point is asked for in."""
     return first_queries(scene.visible)[0]
 
 
-def object_starts(scene: Scene) -> IntArray:
+def object_starts(scene: GroundTruth) -> IntArray:
     """(O,): the frame each object is asked for in; T if it is never seen."""
     enough = scene.seen_share >= MOST
     starts = np.where(enough.any(axis=0), enough.argmax(axis=0), scene.seen_share.argmax(axis=0))
     return np.where(scene.seen_share.any(axis=0), starts, len(scene.seen_share))
 
 
-def scene_queries(scene: Scene, frame_map: FrameMap) -> list[list[Query]]:
+def scene_queries(scene: GroundTruth, frame_map: FrameMap) -> list[list[Query]]:
     """By frame, what is asked for. Ids: points 0 to P - 1, boxes P to P + O - 1, masks P + O to P + 2 O - 1."""
     queries: list[list[Query]] = [[] for _ in scene.video]
     count, objects = scene.points.shape[1], scene.boxes.shape[1]
@@ -196,7 +197,7 @@ def scene_queries(scene: Scene, frame_map: FrameMap) -> list[list[Query]]:
     return queries
 
 
-def follow(method: Method, scene: Scene, advance: Callable[[int], None] = lambda done: None) -> Followed:
+def follow(method: Method, scene: GroundTruth, advance: Callable[[int], None] = lambda done: None) -> Followed:
     """Has a method follow everything in a scene, whose sides must be multiples of the patch size.
 
     advance: is told after each frame that one more is done.
@@ -227,7 +228,7 @@ def _frame_map(height: int, width: int) -> FrameMap:
     return Preprocess(height=height, width=width, policy="stretch").map(height, width)
 
 
-def score(followed: Followed, scene: Scene) -> SceneScores:
+def score(followed: Followed, scene: GroundTruth) -> SceneScores:
     """Compares what a method said with the truth."""
     count, objects = scene.points.shape[1], scene.boxes.shape[1]
     size = scene.labels.shape[1:]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rvm_core import RVM, DecoderConfig, RVMConfig
-from rvm_core.checkpoint_names import OFFICIAL, OWN, Layout, PartialShape, make_config, sizes_of
+from rvm_core.checkpoint_names import OFFICIAL, OWN, make_config, sizes_of
+from rvm_core.parameter_layout import Layout, PartialShape
 
 ODD_CONFIG = RVMConfig(
     width=48,
@@ -33,7 +34,8 @@ def test_table_is_the_state_dict(decoder: bool) -> None:
     with torch.device("meta"):
         state = RVM(config, seed=None).state_dict()
     sizes = sizes_of(config)
-    table = {parameter.name: parameter.shape(sizes) for parameter in OWN.parameters(sizes, decoder=decoder)}
+    without = () if decoder else ("decoder",)
+    table = {parameter.name: parameter.shape(sizes) for parameter in OWN.parameters(sizes, without=without)}
     assert table == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -41,14 +43,14 @@ def test_table_is_the_release(tiny_path: Path) -> None:
     with np.load(tiny_path) as file:
         shapes = {name: file[name].shape for name in file.files}
     sizes = OFFICIAL.infer_sizes(shapes)
-    parameters = OFFICIAL.parameters(sizes, decoder=True)
+    parameters = OFFICIAL.parameters(sizes)
     assert {parameter.stored: parameter.stored_shape(sizes) for parameter in parameters} == shapes
 
 
 @pytest.mark.parametrize("layout", [OFFICIAL, OWN], ids=["official", "own"])
 def test_sizes_are_inferred_from_names_and_shapes(layout: Layout) -> None:
     sizes = sizes_of(ODD_CONFIG)
-    parameters = layout.parameters(sizes, decoder=True)
+    parameters = layout.parameters(sizes)
     found = layout.infer_sizes({parameter.stored: whole(parameter.stored_shape(sizes)) for parameter in parameters})
     assert found == sizes
     assert make_config(found, decoder=True) == ODD_CONFIG
@@ -57,7 +59,7 @@ def test_sizes_are_inferred_from_names_and_shapes(layout: Layout) -> None:
 @pytest.mark.parametrize("layout", [OFFICIAL, OWN], ids=["official", "own"])
 def test_axes_turn_back_and_forth(layout: Layout) -> None:
     sizes = sizes_of(ODD_CONFIG)
-    for parameter in layout.parameters(sizes, decoder=True):
+    for parameter in layout.parameters(sizes):
         tensor = torch.rand(whole(parameter.shape(sizes)))
         stored = parameter.row.axes.to_stored(tensor)
         assert tuple(stored.shape) == parameter.stored_shape(sizes)

@@ -51,9 +51,7 @@ def test_table_is_the_state_dict(form: Form) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in modules()[form].state_dict().items()}
     layout = readout_layout(form, own=True)
     sizes = layout.infer_sizes(shapes)
-    assert {
-        parameter.stored: parameter.stored_shape(sizes) for parameter in layout.parameters({}, decoder=True)
-    } == shapes
+    assert {parameter.stored: parameter.stored_shape(sizes) for parameter in layout.parameters({})} == shapes
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS.items())
@@ -64,9 +62,7 @@ def test_table_is_the_release(name: str, form: Form) -> None:
     assert find_form(shapes, RELEASED, prefix="params/layers_2/") == form
     layout = readout_layout(form, prefix="params/layers_2/")
     sizes = layout.infer_sizes(shapes)
-    assert {
-        parameter.stored: parameter.stored_shape(sizes) for parameter in layout.parameters({}, decoder=True)
-    } == shapes
+    assert {parameter.stored: parameter.stored_shape(sizes) for parameter in layout.parameters({})} == shapes
 
 
 def test_forms_are_told_apart_with_parameters_missing_or_added() -> None:

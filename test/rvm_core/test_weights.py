@@ -60,7 +60,7 @@ def test_published_sizes_fit_the_configurations(name: str) -> None:
     assert RELEASES.keys() == NAMED_SIZES.keys()
     sizes = sizes_of(RVMConfig.named(name, decoder=True))
     file_bytes = 0
-    for parameter in OFFICIAL.parameters(sizes, decoder=True):
+    for parameter in OFFICIAL.parameters(sizes):
         elements = 1
         for size in parameter.shape(sizes):
             elements *= size or 0

@@ -12,7 +12,7 @@ import torch
 
 from rvm_perception.parameters import NodeParameters
 from rvm_perception.processor import FrameProcessor, ModelIdentity, Result
-from rvm_perception.stream import FrameRejected, Stream
+from rvm_perception.stream import FrameRejected, Stream, StreamRules
 from rvm_perception.track_ids import IdLedger
 from rvm_perception.track_queries import Answers, read_request
 from rvm_perception.track_session import TrackSession
@@ -44,7 +44,7 @@ class Camera:
         self.engine, self.tracker = CountingEngine(), ScriptedTracker()
         engine: Any = self.engine
         self.processor = FrameProcessor(PARAMETERS, engine, ModelIdentity(name="tiny", weights_hash="0"))
-        self.stream: Stream[Any] = Stream(max_gap=1.0)
+        self.stream: Stream[Any] = Stream(StreamRules(max_gap=1.0))
         self.session = TrackSession(camera="camera", tracker=self.tracker, parameters=PARAMETERS, ids=IdLedger())
 
     def frame(self, index: int, *, is_stopped: bool = False) -> Result:

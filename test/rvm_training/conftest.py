@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# Where libtpu is installed without a TPU, looking for one takes time and prints errors.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tiny steps take far longer to compile than to run.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 
 @pytest.fixture(scope="session", autouse=True)
