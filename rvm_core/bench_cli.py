@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvm_core.arguments import parse_size
-from rvm_core.config import NAMED_SIZES
+from rvm_core.encoders import ENCODER_NAMES
 
 if TYPE_CHECKING:
     from rvm_core.bench import EngineChoice, Group, Options, Progress
@@ -25,7 +25,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "product, in turns. Writes bench.json and bench.png; Ctrl-C writes what is there.",
     )
     parser.add_argument(
-        "--models", nargs="+", metavar="NAME", choices=sorted(NAMED_SIZES), default=["rvm_s16"],
+        "--models", nargs="+", metavar="NAME", choices=ENCODER_NAMES, default=["rvm_s16"],
         help="released sizes, measured with random weights (default: rvm_s16)",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint, or the name of fetched weights, not --models")

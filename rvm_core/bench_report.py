@@ -19,7 +19,8 @@ from rvm_core.atomic import atomic_file
 from rvm_core.bench import Group, Measurement, Options, torch_device
 from rvm_core.bench_worker import matmul_flops
 from rvm_core.checkpoint import read_info
-from rvm_core.config import RVMConfig
+from rvm_core.config import RVMConfig, TRecViTConfig
+from rvm_core.encoders import named_config
 from rvm_core.flops import step_flops
 
 FORMAT_VERSION = 1
@@ -139,9 +140,12 @@ def _ratios(measurement: Measurement, group: Group) -> Row:
     return row
 
 
-def _config(measurement: Measurement) -> RVMConfig:
+def _config(measurement: Measurement) -> RVMConfig | TRecViTConfig:
     job = measurement.job
-    return read_info(job.weights).config if job.weights else RVMConfig.named(job.model)
+    if not job.weights:
+        return named_config(job.model)
+    config: RVMConfig | TRecViTConfig = read_info(job.weights).config
+    return config
 
 
 def _reference(group: Group, kind: str, precision: str, device: str) -> Measurement | None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rvm_core.arguments import parse_size
 from rvm_core.bench_cli import show_progress
-from rvm_core.config import NAMED_SIZES
+from rvm_core.encoders import ENCODER_NAMES
 
 if TYPE_CHECKING:
     from rvm_core.bench import Progress
     from rvm_core.bench_tracking import SizeMeasurement, TrackingOptions
     from rvm_core.engines import Engine
-    from rvm_core.model import RVM
+    from rvm_core.streaming import StreamingEncoder
 
 _DESCRIPTION = """\
 Measures, in one process and in turns from frame to frame: a frame of label propagation as the protocol states it and as
@@ -29,7 +29,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("bench-tracking", help=__doc__, description=_DESCRIPTION)
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint, or the name of fetched weights")
     parser.add_argument(
-        "--model", choices=sorted(NAMED_SIZES), default="rvm_s16",
+        "--model", choices=ENCODER_NAMES, default="rvm_s16",
         help="without --weights: the size, with random weights (default: rvm_s16)",
     )  # fmt: skip
     parser.add_argument(
@@ -89,7 +89,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    sizes: list[SizeMeasurement], model: RVM, args: argparse.Namespace, options: TrackingOptions, progress: Progress
+    sizes: list[SizeMeasurement],
+    model: StreamingEncoder,
+    args: argparse.Namespace,
+    options: TrackingOptions,
+    progress: Progress,
 ) -> None:
     from rvm_core.bench_tracking import measure_size
 
@@ -98,7 +102,7 @@ def _measure(
         measure_size(size, _make_engine(model, size.image_size, args), options, progress)
 
 
-def _make_engine(model: RVM, image_size: tuple[int, int], args: argparse.Namespace) -> Engine:
+def _make_engine(model: StreamingEncoder, image_size: tuple[int, int], args: argparse.Namespace) -> Engine:
     from rvm_core.engines import create_engine
 
     return create_engine(
@@ -111,16 +115,12 @@ def _make_engine(model: RVM, image_size: tuple[int, int], args: argparse.Namespa
     )
 
 
-def _load_model(args: argparse.Namespace) -> tuple[RVM, str]:
+def _load_model(args: argparse.Namespace) -> tuple[StreamingEncoder, str]:
     """The model, and whose features these are."""
-    from rvm_core.checkpoint import load_checkpoint
-    from rvm_core.config import RVMConfig
-    from rvm_core.model import RVM
+    from rvm_core.encoders import open_encoder
     from rvm_core.weights import find_weights
 
-    if args.weights:
-        model, weights = load_checkpoint(find_weights(args.weights)), "given weights"
-    else:
-        model, weights = RVM(RVMConfig.named(args.model)).eval(), "random weights"
+    weights = "given weights" if args.weights else "random weights"
+    model = open_encoder(args.model, find_weights(args.weights) if args.weights else None)
     features = "random features" if args.features == "random" else "features of the bundled clip"
     return model, f"{model.config.name or 'a model'} with {weights}, {features}"

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rvm_core.checkpoint import load_checkpoint
-from rvm_core.config import RVMConfig
-from rvm_core.model import RVM
+from rvm_core.checkpoint import load_encoder
+from rvm_core.encoders import make_encoder
+from rvm_core.streaming import StreamingEncoder
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the square matrices whose product counts as the peak."""
@@ -168,13 +168,11 @@ def _load(job: Job, started: float) -> tuple[Task, Ready]:
     )
 
 
-def _model(job: Job) -> RVM:
-    if job.weights:
-        return load_checkpoint(job.weights)
-    return RVM(RVMConfig.named(job.model)).eval()
+def _model(job: Job) -> StreamingEncoder:
+    return load_encoder(job.weights) if job.weights else make_encoder(job.model)
 
 
-def _parameters(model: RVM) -> int:
+def _parameters(model: StreamingEncoder) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 

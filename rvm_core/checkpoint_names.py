@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from rvm_core.checkpoint_plan import Family
-from rvm_core.config import PATCH_SIZE, DecoderConfig, RVMConfig
+from rvm_core.config import IMAGE_SUFFIX, PATCH_SIZE, DecoderConfig, RVMConfig
 from rvm_core.model import RVM
 from rvm_core.parameter_layout import (
     BLOCK,
@@ -112,6 +113,10 @@ def _config(sizes: Mapping[str, int], parts: Collection[str]) -> RVMConfig:
     return make_config(sizes, decoder="decoder" in parts)
 
 
+def _adjusted(config: RVMConfig, metadata: Mapping[str, str]) -> RVMConfig:
+    return replace(config, memory=not metadata.get("model", "").endswith(IMAGE_SUFFIX))
+
+
 FAMILY = Family(
     title="RVM",
     model_class=RVM,
@@ -121,5 +126,6 @@ FAMILY = Family(
     make_config=_config,
     sizes_of=sizes_of,
     make_model=lambda config: RVM(config, seed=None),
+    adjusted=_adjusted,
 )
 """RVM, as its checkpoints have it."""

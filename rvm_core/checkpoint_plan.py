@@ -39,6 +39,8 @@ class Family:
     """Uninitialised, from its configuration."""
     passed_over: Callable[[Collection[str]], set[str]] = lambda names: set()
     """Of all names in a release's file, those of parts that are not the model's own."""
+    adjusted: Callable[[Any, Mapping[str, str]], Any] = lambda config, metadata: config
+    """The configuration with what only the metadata of our .safetensors tell."""
 
     def layout(self, file: TensorFile) -> Layout:
         return self.official(file.headers) if file.format == "npz" else self.own
@@ -58,6 +60,7 @@ class Plan:
     readable: list[Parameter] = field(default_factory=list)
     """Parameters whose shape and dtype are right."""
     problems: list[str] = field(default_factory=list)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, file: TensorFile, families: Sequence[Family], wanted: Sequence[Family]) -> Plan:
@@ -79,6 +82,7 @@ class Plan:
             sizes=layout.infer_sizes({name: header.shape for name, header in headers.items()}),
             parts=family.optional & {parameter.part for parameter in found},
             dtypes=tuple(sorted({header.dtype for header in headers.values()})),
+            metadata=file.metadata,
         )
         titles = " or ".join(family.title for family in wanted)
         if not found:
@@ -97,7 +101,7 @@ class Plan:
 
     def config_with(self, parts: Collection[str]) -> Any:
         """With some of the optional parts."""
-        return self.family.make_config(self.sizes, parts)
+        return self.family.adjusted(self.family.make_config(self.sizes, parts), self.metadata)
 
     def counts(self) -> dict[str, int]:
         """How many numbers each part of the model has."""

@@ -12,6 +12,13 @@ ENCODER_NAMES: tuple[str, ...] = (*NAMED_SIZES, *TRECVIT_SIZES, *IMAGE_SIZES)
 """Every model that is stepped frame by frame: RVM, TRecViT, and RVM without memory, such as "rvm_s16_image"."""
 
 
+def named_config(name: str) -> RVMConfig | TRecViTConfig:
+    """The configuration of a named model. Raises `ValueError`, naming the known models, for another name."""
+    if name not in ENCODER_NAMES:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(ENCODER_NAMES)}")
+    return TRecViTConfig.named(name) if name in TRECVIT_SIZES else RVMConfig.named(name)
+
+
 def make_encoder(name: str, *, seed: int | None = 0) -> StreamingEncoder:
     """A named model with random weights, in eval mode.
 
@@ -20,11 +27,9 @@ def make_encoder(name: str, *, seed: int | None = 0) -> StreamingEncoder:
     from rvm_core.model import RVM
     from rvm_core.trecvit import TRecViT
 
-    if name in TRECVIT_SIZES:
-        return TRecViT(TRecViTConfig.named(name), seed=seed).eval()
-    if name not in ENCODER_NAMES:
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(ENCODER_NAMES)}")
-    return RVM(RVMConfig.named(name), seed=seed).eval()
+    config = named_config(name)
+    model = TRecViT(config, seed=seed) if isinstance(config, TRecViTConfig) else RVM(config, seed=seed)
+    return model.eval()
 
 
 def open_encoder(name: str, weights: str | Path | None = None, *, seed: int = 0) -> StreamingEncoder:

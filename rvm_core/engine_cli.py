@@ -14,7 +14,7 @@ from rvm_core.arguments import parse_size
 
 if TYPE_CHECKING:
     from rvm_core.engines.cache import CacheEntry
-    from rvm_core.model import RVM
+    from rvm_core.streaming import StreamingEncoder
 
 _CHOICES = ("torch", "openvino", "tensorrt")
 
@@ -137,11 +137,11 @@ def _clear(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(weights: str) -> RVM:
-    from rvm_core.checkpoint import load_checkpoint
+def _model(weights: str) -> StreamingEncoder:
+    from rvm_core.checkpoint import load_encoder
     from rvm_core.weights import find_weights
 
-    return load_checkpoint(find_weights(weights))
+    return load_encoder(find_weights(weights))
 
 
 def _line(entry: CacheEntry) -> str:

@@ -99,6 +99,7 @@ def _recurrent() -> list[Row]:
         "match": ("two_channels", "channels"),
         "cell_match": ("features", "channels"),
         "offset": ("channels", "coordinates"),
+        "near": ("channels", 1),
         "seen": ("seen_inputs", 2),
     }
     head: Symbol = "channels/num_heads"

@@ -7,6 +7,7 @@ the image, x right and y down; a box is x_min, y_min, x_max, y_max.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -25,6 +26,9 @@ _FORGET = -2.0
 """First bias of the gate: a new readout changes its state slowly."""
 _SHARPNESS = 20.0
 """First factor of similarities, which are cosines."""
+
+_NEARNESS = math.log(10.0)
+"""First bias of the logarithm of the weight of squared distances: at a quarter of the image it outweighs little."""
 
 _MAX_LOG_SCALE = 2.0
 """Of the sides of a box against those of its query."""
@@ -75,12 +79,24 @@ class TrackState(NamedTuple):
     """(B, Q, C): where it was last."""
 
 
+class FrameContext(NamedTuple):
+    """What a `RecurrentReadout` reads of a frame; K heads of C channels."""
+
+    keys: Tensor
+    """(B, K, N+1, C)."""
+    values: Tensor
+    """(B, K, N+1, C)."""
+    cells: Tensor
+    """(B, N, E), each of length 1: what tracks are compared with."""
+
+
 class RecurrentReadout(nn.Module):
     """Follows points or boxes through the features of one frame after another.
 
     A track begins as the features under its query. In each frame its token attends to all tokens of the frame; a gate
-    mixes what it finds with what it knows; the position is the mean of the cells' centres weighted by how like the
-    token they are, plus an offset of one cell at the most; the size of a box is that of its query times a factor.
+    mixes what it finds with what it knows; the position is the mean of the cells' centres, weighted by how like the
+    token they are and how near to where the track was last (how much that matters, the token says), plus an offset of
+    one cell at the most; the size of a box is that of its query times a factor.
 
     Args:
         config: the sizes.
@@ -106,6 +122,7 @@ class RecurrentReadout(nn.Module):
         self.match = Linear(2 * channels, channels)
         self.cell_match = Linear(features, channels)
         self.sharpness = nn.Parameter(torch.empty(1))
+        self.near = Linear(channels, 1)
         self.offset = Linear(channels, config.coordinates)
         self.seen = Linear(channels + 1, 2)
         if seed is not None:
@@ -120,8 +137,10 @@ class RecurrentReadout(nn.Module):
         self.cell_match.weight.copy_(self.input_embedding.weight)
         self.sharpness.fill_(_SHARPNESS)
         self.offset.weight.zero_()
-        if self.update.bias is not None:
-            self.update.bias.fill_(_FORGET)
+        self.near.weight.zero_()
+        for layer, value in ((self.near, _NEARNESS), (self.update, _FORGET)):
+            if layer.bias is not None:
+                layer.bias.fill_(value)
 
     def start(self, tokens: Tensor, queries: Tensor, grid: tuple[int, int]) -> TrackState:
         """Tracks that begin in this frame: tokens (B, N+1, D), queries (B, Q, C), grid (h, w) -> `TrackState`."""
@@ -134,23 +153,43 @@ class RecurrentReadout(nn.Module):
 
         The output of boxes is a `PointOutput` with four coordinates.
         """
-        normed, centers = self.input_norm(tokens), cell_centers(grid, tokens)
-        token = self._update(normed, centers, state)
-        likeness = self._compare(normed[:, 1:], token, state)
-        mean = torch.softmax(self.sharpness * likeness, dim=-1) @ centers
-        position = self._place(mean, torch.tanh(self.offset(token)), grid, state)
-        seen = self.seen(torch.cat((token, likeness.amax(dim=-1, keepdim=True)), dim=-1))
-        return PointOutput(position, seen[..., :1], seen[..., 1:]), state._replace(token=token, position=position)
+        return self.advance(self.look(tokens, grid), state, grid)
 
-    def _update(self, normed: Tensor, centers: Tensor, state: TrackState) -> Tensor:
-        """The new tokens (B, Q, E)."""
+    def look(self, tokens: Tensor, grid: tuple[int, int]) -> FrameContext:
+        """What is read of frames, which no track changes: tokens (B, N+1, D) -> `FrameContext`.
+
+        Frames of a whole clip may be looked at together, as a larger batch.
+        """
+        normed, centers = self.input_norm(tokens), cell_centers(grid, tokens)
         context = self.input_embedding(normed)
         cells = self.cell_embedding(fourier_features(centers, self.config.fourier_bases))
         # [CLS] has no place.
         context = torch.cat((context[:, :1], context[:, 1:] + cells), dim=1)
+        return FrameContext(
+            self.attention.key(context),
+            self.attention.value(context),
+            F.normalize(self.cell_match(normed[:, 1:]), dim=-1),
+        )
+
+    def advance(
+        self, frame: FrameContext, state: TrackState, grid: tuple[int, int]
+    ) -> tuple[PointOutput, TrackState]:
+        """`forward` of a frame that was looked at."""
+        token = self._update(frame, state)
+        likeness = self._compare(frame.cells, token, state)
+        centers = cell_centers(grid, token)
+        far = torch.exp(self.near(token)) * self._square_distances(centers, state)
+        mean = torch.softmax(self.sharpness * likeness - far, dim=-1) @ centers
+        position = self._place(mean, torch.tanh(self.offset(token)), grid, state)
+        seen = self.seen(torch.cat((token, likeness.amax(dim=-1, keepdim=True)), dim=-1))
+        return PointOutput(position, seen[..., :1], seen[..., 1:]), state._replace(token=token, position=position)
+
+    def _update(self, frame: FrameContext, state: TrackState) -> Tensor:
+        """The new tokens (B, Q, E)."""
         # Through the high octaves of the position, gradients of earlier frames would explode.
         query = self.query_norm(state.token + self.position_embedding(state.position.detach()))
-        found = state.token + self.attention(query, context)
+        heads = F.scaled_dot_product_attention(self.attention.query(query), frame.keys, frame.values)
+        found = state.token + self.attention.out(heads)
         candidate = self.candidate_norm(found + self.mlp(self.mlp_norm(found)))
         gate = torch.sigmoid(self.update(torch.cat((state.token, candidate), dim=-1)))
         return (1 - gate) * state.token + gate * candidate
@@ -158,7 +197,13 @@ class RecurrentReadout(nn.Module):
     def _compare(self, cells: Tensor, token: Tensor, state: TrackState) -> Tensor:
         """How like each track each cell is, in [-1, 1]: (B, Q, N)."""
         wanted = F.normalize(self.match(torch.cat((token, state.first), dim=-1)), dim=-1)
-        return wanted @ F.normalize(self.cell_match(cells), dim=-1).transpose(1, 2)
+        return wanted @ cells.transpose(1, 2)
+
+    def _square_distances(self, centers: Tensor, state: TrackState) -> Tensor:
+        """(B, Q, N): of each cell from the middle of where each track was last, shares of the image."""
+        last = state.position.detach()
+        middle = (last[..., :2] + last[..., -2:]) / 2
+        return (centers - middle.unsqueeze(-2)).square().sum(dim=-1)
 
     def _place(self, mean: Tensor, offset: Tensor, grid: tuple[int, int], state: TrackState) -> Tensor:
         """Positions (B, Q, C) from the mean of the cells (B, Q, 2) and corrections in [-1, 1] (B, Q, C)."""

@@ -232,7 +232,7 @@ class TRecViT(StreamingEncoder):
             x, inputs, hidden = block(x, all_inputs[:, i], all_hidden[:, i], started)
             carried.append((inputs, hidden))
         inputs, hidden = (torch.stack(parts, dim=1) for parts in zip(*carried, strict=True))
-        return self.output_norm(x), TRecViTState(inputs, hidden, torch.ones_like(started))
+        return self.output_norm(x), TRecViTState(inputs, hidden, started.clamp_min(1.0))
 
     def classify(self, features: Tensor) -> Tensor:
         """Features of the frames of a clip (B, T, N+1, D) -> logits (B, classes).

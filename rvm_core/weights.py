@@ -9,6 +9,7 @@ from pathlib import Path
 from rvm_core.checkpoint import CheckpointError, load_checkpoint
 from rvm_core.config import NAMED_SIZES, RVMConfig
 from rvm_core.download import DownloadError, download
+from rvm_core.shipped_weights import SHIPPED, shipped_weights
 
 _BASE_URL = "https://storage.googleapis.com/representations4d/checkpoints/"
 _SIZE_TOLERANCE = 0.02
@@ -46,10 +47,13 @@ def weights_folder() -> Path:
 
 
 def find_weights(name_or_path: str) -> Path:
-    """The file of a released name, such as "rvm_s16", if it was fetched, or of a path, which may start with "~".
+    """The file of a released name, such as "rvm_s16", if it was fetched, of shipped weights, or of a path ("~" too).
 
-    Raises `FileNotFoundError`, which says what to do, if there is no such file.
+    Raises `FileNotFoundError`, which says what to do, if there is no such file, and `CheckpointError` if the file of
+    shipped weights is another one than was shipped.
     """
+    if name_or_path in SHIPPED:
+        return shipped_weights(name_or_path)
     if name_or_path in RELEASES:
         path = weights_folder() / f"{name_or_path}.npz"
         if not path.is_file():
@@ -60,7 +64,8 @@ def find_weights(name_or_path: str) -> Path:
         return path
     path = Path(name_or_path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}, and no released name; the names are {', '.join(RELEASES)}")
+        names = ", ".join((*SHIPPED, *RELEASES))
+        raise FileNotFoundError(f"no checkpoint at {path}, and no released name; the names are {names}")
     return path
 
 

@@ -42,13 +42,13 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from rvm_core.checkpoint import load_checkpoint, read_info, weights_hash
+    from rvm_core.checkpoint import load_model, read_info, weights_hash
     from rvm_core.weights import find_weights
 
     path = find_weights(args.file)
     info = read_info(path)
     with _progress("reading", info) as progress:
-        model = load_checkpoint(path, decoder=info.config.decoder is not None, progress=progress)
+        model = load_model(path, progress=progress)
     shown = {
         "file": str(path),
         "file_bytes": info.file_bytes,
@@ -64,7 +64,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from rvm_core.checkpoint import SUFFIXES, load_checkpoint, read_info, save_checkpoint, weights_hash
+    from rvm_core.checkpoint import SUFFIXES, load_model, read_info, save_checkpoint, weights_hash
     from rvm_core.weights import find_weights
 
     source, target = find_weights(args.source), args.target
@@ -76,10 +76,11 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError(f"{target} exists; replace it with --force")
     info = read_info(source)
     with _progress("reading", info) as progress:
-        model = load_checkpoint(source, decoder=info.config.decoder is not None, progress=progress)
+        model = load_model(source, progress=progress)
     with _progress("writing", info) as progress:
         save_checkpoint(model, target, progress=progress)
-    print(f"{target}: {info.config.name}, {'with' if model.decoder else 'without'} decoder, hash {weights_hash(model)}")
+    parts = f"with {', '.join(sorted(info.optional))}" if info.optional else "without decoder"
+    print(f"{target}: {info.config.name}, {parts}, hash {weights_hash(model)}")
     return 0
 
 
@@ -106,7 +107,7 @@ def _progress(what: str, info: CheckpointInfo) -> Iterator[Progress]:
 
 def _table(shown: dict[str, Any]) -> str:
     config = dict(shown["config"])
-    decoder = config.pop("decoder")
+    decoder = config.pop("decoder", None)
     counts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in shown["parameters"].items())
     rows = {
         "file": shown["file"],

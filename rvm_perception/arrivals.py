@@ -29,7 +29,7 @@ class Arrivals:
         self._sequence: int | None = None
         self._stamp_ns: int | None = None
         self._steps: deque[int] = deque(maxlen=_PERIODS)
-        self._told = (0, 0)
+        self._told = (0, 0, 0)
 
     def restart(self) -> None:
         """A new subscription: what came before it says nothing about what comes."""
@@ -53,11 +53,16 @@ class Arrivals:
             self._steps.append(step)
         self._stamp_ns = stamp_ns
 
-    def poor_delivery(self) -> tuple[int, int] | None:
-        """How many images got lost and how many arrived since the last call, if delivery was poor in that time."""
-        lost = max(self.lost, self.lost_events)
-        lost_now, arrived_now = lost - self._told[0], self._arrived - self._told[1]
-        self._told = (lost, self._arrived)
-        if lost_now < POOR_IMAGES or lost_now < POOR_SHARE * (lost_now + arrived_now):
+    def poor_delivery(self) -> tuple[int, int, int] | None:
+        """What became of the images since the last call, if delivery was poor in that time.
+
+        How many got lost on the way, how many came but were replaced by newer ones before they were taken, and how many
+        arrived.
+        """
+        counts = (self.lost_events, max(0, self.lost - self.lost_events), self._arrived)
+        on_the_way, replaced, arrived = (now - told for now, told in zip(counts, self._told, strict=True))
+        self._told = counts
+        lost = on_the_way + replaced
+        if lost < POOR_IMAGES or lost < POOR_SHARE * (lost + arrived):
             return None
-        return lost_now, arrived_now
+        return on_the_way, replaced, arrived

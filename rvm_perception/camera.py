@@ -12,17 +12,16 @@ from sensor_msgs.msg import CompressedImage, Image
 from rvm_core.draw_tracks import TrackTails, draw_tracks
 from rvm_core.visualize import RunningPCA, overlay
 from rvm_perception.arrivals import Arrivals
-from rvm_perception.camera_input import CameraInput, qos_overrides
+from rvm_perception.camera_input import CameraInput, endpoint_options
 from rvm_perception.conversions import rgb_to_image
-from rvm_perception.diagnostics import CameraMeters
+from rvm_perception.diagnostics import CameraMeters, Throttle
 from rvm_perception.msg import BoxTracks, FeatureMap, MaskTracks, PointTracks
 from rvm_perception.parameters import NodeParameters
-from rvm_perception.processor import Result, StreamState
+from rvm_perception.processor import Result
 from rvm_perception.stream import SUPERSEDED, Stream
-from rvm_perception.track_ids import IdLedger
 from rvm_perception.track_messages import TrackMessages, vision_messages
 from rvm_perception.track_queries import TRACKED, Kind
-from rvm_perception.track_session import TrackSession, TrackState
+from rvm_perception.track_session import TrackSession
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
@@ -32,30 +31,13 @@ def output_qos() -> QoSProfile:
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
-@dataclass(kw_only=True)
-class CameraHistory:
-    """What of a camera outlives its stream, as epochs never fall and ids are never used again."""
-
-    epoch: int = 0
-    """Number of the next epoch."""
-    ids: IdLedger = field(default_factory=IdLedger)
-    state: StreamState | None = None
-    """The last one: its tracks have ended, but nobody has been told yet."""
-
-    def keep(self, stream: Stream[ImageMessage]) -> None:
-        """Takes over from a stream that ends."""
-        self.epoch = stream.epoch + 1
-        if stream.state is not None and stream.state.tracks is not None:
-            self.state = StreamState(engine=None, tracks=TrackState(live=stream.state.tracks.live))
-
-
 class CameraTopics:
     """The publishers of one camera. Pictures are made only while someone listens."""
 
     def __init__(self, node: LifecycleNode, prefix: str, *, tracking: bool, overlay_alpha: float) -> None:
         def publisher(kind: Any, name: str) -> Any:
             topic = f"{prefix}/{name}"
-            return node.create_lifecycle_publisher(kind, topic, output_qos(), qos_overriding_options=qos_overrides())
+            return node.create_lifecycle_publisher(kind, topic, output_qos(), **endpoint_options())
 
         self._node = node
         self.overlay_alpha = overlay_alpha
@@ -135,6 +117,8 @@ class Camera:
     """None while the node is inactive."""
     arrivals: Arrivals = field(default_factory=Arrivals)
     meters: CameraMeters = field(default_factory=CameraMeters)
+    throttle: Throttle = field(default_factory=Throttle)
+    """Of its warnings in the log."""
     last_rejection: str = ""
     last_failure: str = ""
     """What the last failed step said."""

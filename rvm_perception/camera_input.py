@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import (
@@ -33,9 +34,22 @@ _NOT_OURS = ("/clock", "/parameter_events", "/rosout")
 """Topics of which every node may be given such parameters."""
 
 
-def qos_overrides() -> QoSOverridingOptions:
-    """Lets history, depth and reliability of a topic be overridden by parameters."""
-    return QoSOverridingOptions.with_default_policies()
+class EndpointOptions(TypedDict):
+    """Arguments of rclpy's methods that create publishers and subscriptions."""
+
+    callback_group: CallbackGroup
+    qos_overriding_options: QoSOverridingOptions
+
+
+def endpoint_options() -> EndpointOptions:
+    """Lets history, depth and reliability of a topic be overridden by parameters.
+
+    A callback group of its own: the node's one never forgets an endpoint, so that each activation would leave some.
+    """
+    return EndpointOptions(
+        callback_group=MutuallyExclusiveCallbackGroup(),
+        qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+    )
 
 
 def check_qos_overrides(given: Collection[str], topics: Collection[str]) -> None:
@@ -103,7 +117,7 @@ class CameraInput:
             self._receive,
             qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos, **events),
-            qos_overriding_options=qos_overrides(),
+            **endpoint_options(),
         )
 
     def close(self) -> None:
@@ -120,10 +134,16 @@ class CameraInput:
         poor = self._arrivals.poor_delivery()
         if poor is None:
             return ""
-        lost, arrived = poor
+        on_the_way, replaced, arrived = poor
+        total = on_the_way + replaced + arrived
+        if replaced > on_the_way:
+            return (
+                f"{replaced} of {total} images on {self.topic} were replaced by newer ones before this process took "
+                "them: it is too busy, or the camera too fast"
+            )
         ours = "" if any(os.environ.get(name) for name in PROFILE_VARIABLES) else "; this node runs without it"
         return (
-            f"{lost} of {lost + arrived} images on {self.topic} got lost on the way (subscribed as "
+            f"{on_the_way} of {total} images on {self.topic} got lost on the way (subscribed as "
             f"{describe_qos(self.qos)}): {PROFILE_REMEDY}{ours}"
         )
 

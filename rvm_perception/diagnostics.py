@@ -59,6 +59,21 @@ class Rate:
         return time.monotonic() - (times[-1] if times else self._start)
 
 
+class Throttle:
+    """Lets a warning of each kind pass once in some seconds."""
+
+    def __init__(self, period: float = 5.0) -> None:
+        self._period = period
+        self._last: dict[str, float] = {}
+
+    def lets(self, kind: str) -> bool:
+        now = time.monotonic()
+        if now - self._last.get(kind, -self._period) < self._period:
+            return False
+        self._last[kind] = now
+        return True
+
+
 class CameraMeters:
     """Everything measured of one camera."""
 

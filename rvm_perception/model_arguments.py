@@ -8,19 +8,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from rvm_core.arguments import parse_size
-from rvm_core.config import NAMED_SIZES
+from rvm_core.encoders import ENCODER_NAMES
 
 if TYPE_CHECKING:
     from rvm_core.engines import Engine
-    from rvm_core.model import RVM
+    from rvm_core.streaming import StreamingEncoder
 
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     """--weights, --model, --size, --backend, --precision, --device."""
     group.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
     group.add_argument(
-        "--model", choices=sorted(NAMED_SIZES), default="rvm_s16",
-        help="without --weights: the size, with random weights; default: %(default)s",
+        "--model", choices=ENCODER_NAMES, default="rvm_s16", metavar="NAME",
+        help=f"without --weights: one of {', '.join(ENCODER_NAMES)}, with random weights; with them only the ending "
+        "_image counts, which takes the memory from RVM; default: %(default)s",
     )  # fmt: skip
     group.add_argument(
         "--size", metavar="HxW", type=parse_size,
@@ -33,21 +34,24 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", help="cpu, cuda or cuda:N; default: the backend's best")
 
 
-def load_model(args: argparse.Namespace, *, random_means: str, decoder: bool = False) -> RVM:
-    """The model of --weights, or one of random weights, with a warning on stderr that ends with `random_means`."""
+def load_model(args: argparse.Namespace, *, random_means: str, decoder: bool = False) -> StreamingEncoder:
+    """The model of --weights, or one of random weights, with a warning on stderr that ends with `random_means`.
+
+    decoder: RVM with the decoder of --weights. Raises `CheckpointError` if there is none.
+    """
     from rvm_core.checkpoint import load_checkpoint
-    from rvm_core.config import RVMConfig
-    from rvm_core.model import RVM
+    from rvm_core.encoders import open_encoder
     from rvm_core.weights import find_weights
 
     if args.weights:
-        return load_checkpoint(find_weights(args.weights), decoder=decoder)
+        path = find_weights(args.weights)
+        return load_checkpoint(path, decoder=True) if decoder else open_encoder(args.model, path)
     warning = f"no weights given: the model runs on RANDOM weights, so {random_means}; see `rvm weights`"
     print(f"rvm: warning: {warning}", file=sys.stderr)
-    return RVM(RVMConfig.named(args.model, decoder=decoder), seed=0)
+    return open_encoder(args.model)
 
 
-def make_engine(args: argparse.Namespace, model: RVM, image_size: tuple[int, int]) -> Engine:
+def make_engine(args: argparse.Namespace, model: StreamingEncoder, image_size: tuple[int, int]) -> Engine:
     """The engine for frames of image_size (height, width); what it says while it is made goes to stderr."""
     from tqdm import tqdm
 
@@ -63,7 +67,7 @@ def make_engine(args: argparse.Namespace, model: RVM, image_size: tuple[int, int
     )
 
 
-def describe_model(args: argparse.Namespace, model: RVM, engine: Engine) -> dict[str, object]:
+def describe_model(args: argparse.Namespace, model: StreamingEncoder, engine: Engine) -> dict[str, object]:
     """What a summary says of them."""
     from rvm_core.checkpoint import weights_hash
 

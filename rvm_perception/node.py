@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -18,18 +19,17 @@ from std_srvs.srv import Trigger
 from rvm_core.engines.create import WARNING
 from rvm_core.engines.plan import describe
 from rvm_core.tracking.base import Tracker
-from rvm_perception.camera import Camera, CameraHistory, CameraTopics, ImageMessage
+from rvm_perception.camera import Camera, CameraTopics, ImageMessage
 from rvm_perception.camera_input import CameraInput, check_qos_overrides
 from rvm_perception.diagnostics import CameraMeters, engine_status, hanging, status
 from rvm_perception.engine_setup import EngineSetup, set_up_engine
 from rvm_perception.parameters import LIVE, NodeParameters, ParameterError, declare_parameters, read_parameters
-from rvm_perception.processor import FrameProcessor
+from rvm_perception.processor import CameraHistory, FrameProcessor
 from rvm_perception.query_topics import QUERIES, QueryTopics
 from rvm_perception.stream import Stream
 from rvm_perception.track_session import TrackSession, make_tracker
 from rvm_perception.worker import Worker
 
-_WARN_PERIOD_S = 5.0
 _JOIN_TIMEOUT_S = 3.0
 """So long the end of a step is waited for; the process itself must end within 5 s."""
 
@@ -212,20 +212,21 @@ class RVMNode(LifecycleNode):
 
     def _stop(self, reason: str) -> None:
         """Ends the worker and the subscriptions; the next activation starts a new epoch."""
-        was_active = any(camera.input is not None for camera in self._cameras)
-        for camera in self._cameras:
-            if camera.input is not None:
-                camera.input.close()
-                camera.input = None
         if self._worker is not None and not self._worker.stop(_JOIN_TIMEOUT_S):
             self.get_logger().error(f"the engine did not finish its step within {_JOIN_TIMEOUT_S} s")
+        inputs = [camera.input for camera in self._cameras if camera.input is not None]
+        with ExitStack() as closing:  # all of them, also if one fails
+            for camera_input in inputs:
+                closing.callback(camera_input.close)
+            for camera in self._cameras:
+                camera.input = None
         for camera in self._cameras:
             if camera.stream.take() is not None:
                 camera.stream.reject("inactive")
             camera.stream.request_reset("deactivated")
         if self._queries is not None and not self.is_computing:
             self._queries.close(reason)
-        if was_active:
+        if inputs:
             for camera in self._cameras:
                 self.get_logger().info(camera.totals())
             self._report()
@@ -330,23 +331,28 @@ class RVMNode(LifecycleNode):
         return status(level, name, message, camera.topic, camera.values())
 
     def _condition(self, camera: Camera) -> tuple[bytes, str]:
-        """The worst that is to be said of a camera."""
+        """The worst that is to be said of a camera, which is also logged."""
         assert self.parameters is not None
         rejection, camera.last_rejection = camera.last_rejection, ""
         running_for, failures = self._running_for(camera), camera.stream.failures_in_a_row
+        error = warning = ""
         if running_for > self.parameters.step_timeout:
-            return DiagnosticStatus.ERROR, hanging(running_for)
-        if camera.input is None:
+            error = hanging(running_for)
+        elif camera.input is None:
             return DiagnosticStatus.OK, "inactive"
-        if failures:
-            return DiagnosticStatus.ERROR, f"engine failed {failures} times in a row: {camera.last_failure}"
-        if unstable := camera.stream.unstable_clock:
-            return DiagnosticStatus.ERROR, f"clock unstable: {unstable}; does more than one camera publish there?"
-        warning = camera.input.delivery_warning()
-        if camera.meters.input.age() > self.parameters.stall_timeout:
-            warning = camera.input.explain_silence(camera.meters.input.age())
-        if warning:
-            self.get_logger().warning(f"camera {camera.name}: {warning}", throttle_duration_sec=_WARN_PERIOD_S)
-        elif rejection:
-            warning = f"frame rejected, {rejection}"
+        elif failures:
+            error = f"engine failed {failures} times in a row: {camera.last_failure}"
+        elif unstable := camera.stream.unstable_clock:
+            error = f"clock unstable: {unstable}; does more than one camera publish there?"
+        else:
+            warning = camera.input.delivery_warning()
+            if camera.meters.input.age() > self.parameters.stall_timeout:
+                warning = camera.input.explain_silence(camera.meters.input.age())
+        if error and camera.throttle.lets("error"):
+            self.get_logger().error(f"camera {camera.name}: {error}")
+        elif warning and camera.throttle.lets("warning"):
+            self.get_logger().warning(f"camera {camera.name}: {warning}")
+        if error:
+            return DiagnosticStatus.ERROR, error
+        warning = warning or (f"frame rejected, {rejection}" if rejection else "")
         return (DiagnosticStatus.WARN, warning) if warning else (DiagnosticStatus.OK, "running")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -55,9 +56,14 @@ class NodeParameters:
     weights: str = _parameter(
         "", "Checkpoint file (.npz or .safetensors) or name of fetched weights (rvm_s16); empty: random weights."
     )
-    model: Literal["rvm_s16", "rvm_b16", "rvm_l16", "rvm_h16"] = _parameter(
-        "rvm_s16", "Size of the model when weights is empty; otherwise the checkpoint decides."
-    )
+    model: Literal[
+        "rvm_s16", "rvm_b16", "rvm_l16", "rvm_h16", "trecvit_b16",
+        "rvm_s16_image", "rvm_b16_image", "rvm_l16_image", "rvm_h16_image",
+    ] = _parameter(
+        "rvm_s16",
+        "Model when weights is empty; otherwise the checkpoint decides, and only the ending _image counts, which takes "
+        "the memory from RVM.",
+    )  # fmt: skip
     seed: int = _parameter(0, "Seed of the random weights.", limits=(0, 2**31 - 1))
     backend: Literal["auto", "torch", "openvino", "tensorrt"] = _parameter(
         "auto", "Runtime of the engine; auto: the fastest of those that are installed for this machine."
@@ -321,6 +327,7 @@ def yaml_value(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+@cache
 def _choices(name: str) -> tuple[str, ...]:
     """What a parameter is limited to by its type; empty if it is not."""
     annotation = get_type_hints(NodeParameters)[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from rvm_perception.conversions import ImageError, build_feature_map, compressed
 from rvm_perception.message_types import MessageTypes, ros_types
 from rvm_perception.parameters import NodeParameters
 from rvm_perception.stream import FrameKey, FrameRejected, Step, Stream, Waiting
+from rvm_perception.track_ids import IdLedger
 from rvm_perception.track_messages import TrackMessages
 from rvm_perception.track_queries import Answers
 from rvm_perception.track_session import TrackSession, TrackState
@@ -48,6 +49,23 @@ class StreamState(NamedTuple):
     """The engine's state; None before the first frame."""
     tracks: TrackState | None
     """None without tracking."""
+
+
+@dataclass(kw_only=True)
+class CameraHistory:
+    """What of a camera outlives its stream, as epochs never fall and ids are never used again."""
+
+    epoch: int = 0
+    """Number of the next epoch."""
+    ids: IdLedger = field(default_factory=IdLedger)
+    state: StreamState | None = None
+    """The last one: its tracks have ended, but nobody has been told yet."""
+
+    def keep(self, stream: Stream[Any]) -> None:
+        """Takes over from a stream that ends."""
+        self.epoch = stream.epoch + 1
+        if stream.state is not None and stream.state.tracks is not None:
+            self.state = StreamState(engine=None, tracks=TrackState(live=stream.state.tracks.live))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from rvm_perception.camera import Camera
-from rvm_perception.camera_input import qos_overrides
+from rvm_perception.camera_input import endpoint_options
 from rvm_perception.msg import QueryAnswers, TrackQueries
 from rvm_perception.processor import FrameProcessor
 from rvm_perception.track_messages import answers_message
@@ -45,9 +45,7 @@ class QueryTopics:
         self._wake = wake
         self._messages: deque[TrackQueries] = deque()
         self._subscription: Any = None
-        self._answers = node.create_publisher(
-            QueryAnswers, "~/track_answers", query_qos(), qos_overriding_options=qos_overrides()
-        )
+        self._answers = node.create_publisher(QueryAnswers, "~/track_answers", query_qos(), **endpoint_options())
 
     @property
     def has_queries(self) -> bool:
@@ -57,7 +55,7 @@ class QueryTopics:
     def open(self) -> None:
         """Subscribes."""
         self._subscription = self._node.create_subscription(
-            TrackQueries, QUERIES, self._receive, query_qos(), qos_overriding_options=qos_overrides()
+            TrackQueries, QUERIES, self._receive, query_qos(), **endpoint_options()
         )
 
     def close(self, reason: str) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rvm_core.config import IMAGE_SUFFIX
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, DiskFullError, disk_full_errors
 from rvm_perception.model_arguments import (
     add_model_arguments,
@@ -29,8 +30,8 @@ from rvm_perception.output_folder import folder_at_the_end
 if TYPE_CHECKING:
     from rvm_core.clip_depth import ClipDepth
     from rvm_core.engines import Engine
-    from rvm_core.model import RVM
     from rvm_core.preprocess import Preprocess
+    from rvm_core.streaming import StreamingEncoder
     from rvm_perception.show import Spot, View
     from rvm_perception.show_clip import Clip, EncodedClip, Frame
 
@@ -248,9 +249,11 @@ def _views(args: argparse.Namespace) -> list[str]:
     if args.depth and not args.views and not args.weights:
         return ["depth"]
     has_decoder = bool(args.weights) and "decoder" in read_info(find_weights(args.weights)).optional
+    # Without memory there is nothing earlier to reconstruct a frame from.
+    has_decoder &= not args.model.endswith(IMAGE_SUFFIX)
     if args.views:
         if "reconstruction" in args.views and not has_decoder:
-            what = f"{args.weights} has none" if args.weights else "without --weights there is none"
+            what = f"{args.weights} as {args.model} has none" if args.weights else "without --weights there is none"
             raise ValueError(f"reconstruction needs a trained decoder, and {what}; the released checkpoints have one")
         return [view for view in _VIEWS if view in args.views]
     can = {
@@ -268,7 +271,7 @@ def _made(
     names: Iterable[str],
     encoded: EncodedClip,
     preprocess: Preprocess,
-    model: RVM,
+    model: StreamingEncoder,
     engine: Engine,
 ) -> list[tuple[View, int]]:
     """Each view and how many pictures it has."""
@@ -293,11 +296,13 @@ def _made(
 
 
 def _reconstruction(
-    args: argparse.Namespace, encoded: EncodedClip, preprocess: Preprocess, model: RVM, engine: Engine
+    args: argparse.Namespace, encoded: EncodedClip, preprocess: Preprocess, model: StreamingEncoder, engine: Engine
 ) -> tuple[View, int]:
+    from rvm_core.model import RVM
     from rvm_core.reconstruction import Reconstructor, choose_visible
     from rvm_perception.show import ReconstructionView
 
+    assert isinstance(model, RVM)
     rows, cols = encoded.features.shape[1:3]
     visible = choose_visible(rows, cols, args.visible, seed=args.seed)
     reconstructor = Reconstructor(model.to(_torch_device(engine.spec.device)), visible)

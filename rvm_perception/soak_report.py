@@ -42,7 +42,11 @@ def make_report(
         },
         "speed": {"frames_per_s": findings.soak_outputs / findings.soak_s if findings.soak_s else None},
         "memory": memory_growth(findings.memory),
-        "restart": {"kill_to_first_output_s": findings.restart_s, "start_to_first_output_s": findings.start_s},
+        "restart": {
+            "kill_to_first_output_s": findings.restart_s,
+            "start_to_first_output_s": findings.start_s,
+            "sigint_to_end_s": findings.end_s,
+        },
         "delivery": [dict(row) for row in delivery],
         "overload": findings.overload,
     }
@@ -103,6 +107,8 @@ def make_table(report: Mapping[str, Any]) -> str:
     if times:
         text = f"{np.median(times):.1f} s (median of {len(times)}, at most {max(times):.1f})"
         rows.append(("kill -9 to first output", text))
+    if ends := report["restart"]["sigint_to_end_s"]:
+        rows.append(("SIGINT to end", f"at most {max(ends):.1f} s"))
     if overload:
         age = overload["age_ms"]
         rows += [

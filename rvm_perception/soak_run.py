@@ -34,6 +34,8 @@ _ANSWER_TIMEOUT_S = 0.5
 _BAD_FRAME_S = 0.003
 """After a frame that gives no output: time for the node to look at it."""
 _QUIET_TIMEOUT_S = 20.0
+_END_TIMEOUT_S = 30.0
+"""The node promises 5 s; on a busy machine it is killed only much later, and how long it took is told."""
 _PAUSE_S = 0.2
 _SETTLE_S = 0.3
 _BURST = 4
@@ -99,6 +101,8 @@ class Findings:
     """From the start of a process to its first output."""
     restart_s: list[float] = field(default_factory=list)
     """From kill -9 to the first output of the next process."""
+    end_s: list[float] = field(default_factory=list)
+    """From SIGINT to the end of a process."""
     memory: list[tuple[int, int, int]] = field(default_factory=list)
     """Frames sent, bytes of the node's own and of shared memory that are resident."""
     soak_s: float = 0.0
@@ -309,9 +313,12 @@ class Soak:
         if not settled(client):
             self.findings.ledger_faults.append("at the end, the counts of the node do not come to rest")
         self.findings.counts.update(client.counts())
-        code = node.interrupt()
+        start = time.monotonic()
+        code = node.interrupt(_END_TIMEOUT_S)
+        self.findings.end_s.append(time.monotonic() - start)
         if code != 0:
-            self.findings.crashes.append(f"exit code {code} after SIGINT")
+            late = f", which did not end it in {_END_TIMEOUT_S:.0f} s" if code == -signal.SIGKILL else ""
+            self.findings.crashes.append(f"exit code {code} after SIGINT{late}")
         if "Traceback" in node.log.read_text(errors="replace"):
             self.findings.crashes.append(f"a traceback in {node.log}")
         run = self.runs[-1]

@@ -25,8 +25,8 @@ from rvm_perception.track_arguments import make_queries, parse_box, parse_point,
 
 if TYPE_CHECKING:
     from rvm_core.engines import Engine
-    from rvm_core.model import RVM
     from rvm_core.preprocess import Preprocess
+    from rvm_core.streaming import StreamingEncoder
     from rvm_core.tracking.base import Tracker
     from rvm_perception.track_video import TrackedFrame, TrackPlan, TrackWriter
     from rvm_perception.video import VideoInfo
@@ -136,7 +136,7 @@ def _check_time(plan: TrackPlan, info: VideoInfo) -> None:
         raise ValueError(f"{plan.video} has {info.frames / plan.rate:.2f} s: there is no frame at --at {plan.at:g} s")
 
 
-def _tracker(args: argparse.Namespace, model: RVM, preprocess: Preprocess) -> Tracker[Any]:
+def _tracker(args: argparse.Namespace, model: StreamingEncoder, preprocess: Preprocess) -> Tracker[Any]:
     from rvm_core.tracking import TrackingConfig, create_tracker
 
     return create_tracker(
@@ -181,7 +181,9 @@ def _summary(plan: TrackPlan, info: VideoInfo, writer: TrackWriter) -> dict[str,
     }
 
 
-def _summary_of_model(args: argparse.Namespace, model: RVM, engine: Engine, tracker: Tracker[Any]) -> dict[str, Any]:
+def _summary_of_model(
+    args: argparse.Namespace, model: StreamingEncoder, engine: Engine, tracker: Tracker[Any]
+) -> dict[str, Any]:
     from rvm_core.tracking import TrackingConfig
 
     return {

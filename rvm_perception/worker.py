@@ -15,8 +15,6 @@ from rvm_perception.processor import FrameProcessor, Result, Turn, rejection
 from rvm_perception.query_topics import QueryTopics
 from rvm_perception.stream import FAILURES
 
-_WARN_PERIOD_S = 5.0
-
 
 class Worker:
     """Owns the engine and every state from `start` until it has stopped; made anew for each activation.
@@ -120,9 +118,8 @@ class Worker:
         camera.last_rejection = f"{reason}: {text}"
         if reason in FAILURES:
             camera.last_failure = text
-        self._node.get_logger().warning(
-            f"camera {camera.name}: frame rejected, {camera.last_rejection}", throttle_duration_sec=_WARN_PERIOD_S
-        )
+        if camera.throttle.lets(f"rejected {reason}"):
+            self._node.get_logger().warning(f"camera {camera.name}: frame rejected, {camera.last_rejection}")
 
     def _answer(self, camera: Camera, result: Result) -> None:
         try:
@@ -130,10 +127,9 @@ class Worker:
             if self._queries is not None:
                 self._queries.carry_out_waiting(camera)
         except Exception as error:  # the frame is committed: what cannot be published does not end the worker either
-            self._node.get_logger().error(
-                f"camera {camera.name}: cannot publish a frame, {type(error).__name__}: {error}",
-                throttle_duration_sec=_WARN_PERIOD_S,
-            )
+            if camera.throttle.lets("publish"):
+                text = f"cannot publish a frame, {type(error).__name__}: {error}"
+                self._node.get_logger().error(f"camera {camera.name}: {text}")
 
     def _publish(self, camera: Camera, result: Result) -> None:
         camera.topics.publish_features(self._processor.feature_map(camera.name, result))
@@ -153,7 +149,7 @@ class Worker:
                 f"camera {camera.name}: first frame, {step.key.width}x{step.key.height}, frame_id '{step.key.frame_id}'"
             )
         if step.reset_reason is not None:
-            self._node.get_logger().warning(
-                f"camera {camera.name}: state reset ({step.reset_reason}), epoch {step.epoch}"
-            )
             camera.topics.reset_pictures()
+            if camera.throttle.lets(f"reset {step.reset_reason}"):
+                text = f"state reset ({step.reset_reason}), epoch {step.epoch}"
+                self._node.get_logger().warning(f"camera {camera.name}: {text}")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "ablate",
         help=__doc__,
         description="Pretrains each configuration with each seed and measures on held-out data: reconstruction loss, "
-        "points, boxes and masks followed by the features alone, and a square of noise that only motion shows. The same "
-        "command goes on where it was interrupted.",
+        "points, boxes and masks followed by the features alone, and a square of noise that only motion shows. The "
+        "same command goes on where it was interrupted.",
         epilog="writes to DIR: ablation.md, ablation.json, ablation.png, and a folder for each run",
     )
     parser.add_argument(
@@ -90,9 +89,7 @@ def _run_in_turn(ablation: Ablation, todo: list[Task], root: Path, is_stopped: C
                 return
 
 
-def _run_at_once(
-    ablation: Ablation, todo: list[Task], root: Path, jobs: int, is_stopped: Callable[[], bool]
-) -> None:
+def _run_at_once(ablation: Ablation, todo: list[Task], root: Path, jobs: int, is_stopped: Callable[[], bool]) -> None:
     from tqdm import tqdm
 
     from rvm_training.data.pool import blocked_signals

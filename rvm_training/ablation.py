@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ HELD_OUT_SEED = 2**20
 """Of the examples that the reconstruction loss is measured on; another one than training draws its examples with."""
 HELD_OUT_BATCHES = 8
 """Batches that the reconstruction loss is measured on."""
+MOST_SOURCES = 4
+"""Source frames of held-out examples; a configuration with fewer sees the last of them, for the same targets."""
 UNTRAINED = "untrained"
 RAW_PIXELS = "raw pixels"
 RESULT = "result.json"
@@ -168,10 +170,9 @@ def _model(ablation: Ablation, task: Task, folder: Path, is_stopped: Callable[[]
     if untrained:
         model = build_model(config, seed=task.seed).eval()
     else:
-        found = _train(config, folder / "run", is_stopped)
-        if found is None:
+        model = _train(config, folder / "run", is_stopped)
+        if model is None:
             return None
-        model = found.eval()
     encoder = model_encoder(task.name, model, source_frames=config.sampling.source_frames, random=untrained)
     return encoder, {"loss": reconstruction_loss(model, _held_out(config))}
 
@@ -179,31 +180,30 @@ def _model(ablation: Ablation, task: Task, folder: Path, is_stopped: Callable[[]
 def _train(config: PretrainConfig, folder: Path, is_stopped: Callable[[], bool]) -> Any:
     from rvm_training.data.loader import make_loader
     from rvm_training.pretrain import RunOptions, pretrain
+    from rvm_training.pretrain_loop import Hooks
     from rvm_training.run_folder import RunFolder
-    from rvm_training.trained_model import load_trained
+    from rvm_training.train_export import load_trained
 
-    options = RunOptions(folder=RunFolder(folder), make_loader=make_loader, resume=True, is_stopped=is_stopped)
-    return None if pretrain(config, options).interrupted else load_trained(RunFolder(folder))[0]
+    run = RunFolder(folder)
+    outcome = pretrain(
+        config, RunOptions(folder=run, make_loader=make_loader, resume=True, hooks=Hooks(is_stopped=is_stopped))
+    )
+    return None if outcome.interrupted else load_trained(run, outcome.step)
 
 
 def _held_out(config: PretrainConfig) -> list[Any]:
-    """The same clips, frames and masks for all seeds; variants with fewer source frames leave out the earliest ones."""
+    """The same clips, frames and masks for all configurations and seeds."""
     from rvm_training.data.loader import make_loader
 
-    # Drawn with the most source frames that a variant has, and cut, so that all see the same targets.
     data = replace(config.data, sources=config.data.held_out, held_out=(), workers=0, seed=0)
-    sampling = replace(config.sampling, source_frames=_MOST_SOURCES)
+    sampling = replace(config.sampling, source_frames=MOST_SOURCES)
     with make_loader(data, sampling, batch_size=config.batch_size, seed=HELD_OUT_SEED) as loader:
         batches = [next(loader) for _ in range(HELD_OUT_BATCHES)]
     return [batch._replace(source=np.asarray(batch.source)[:, -config.sampling.source_frames :]) for batch in batches]
 
 
-_MOST_SOURCES = 4
-"""Of the paper's ablation."""
-
-
 def share_of_cores(index: int, jobs: int) -> None:
-    """Keeps this process to its part of the cores, so that several train at once without getting into each other's way."""
+    """Keeps this process to its part of the cores, so that several can train at once."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         mine = cores[index % jobs :: jobs] or cores
@@ -220,6 +220,6 @@ def _write(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def missing(ablation: Ablation, root: Path) -> Sequence[Task]:
+def missing(ablation: Ablation, root: Path) -> list[Task]:
     """What is still to do."""
     return [task for task in tasks(ablation) if not (task.folder(root) / RESULT).is_file()]

@@ -43,7 +43,7 @@ class FrameEncoder:
     Args:
         name: for tables.
         width: D.
-        step: (frame uint8 (H, W, 3), state) -> (tokens float32 (N+1, D), state); None is the state before a first frame.
+        step: (frame uint8 (H, W, 3), state) -> (tokens float32 (N+1, D), state); before the first frame it is None.
         random: whether the weights are random.
     """
 

@@ -34,9 +34,9 @@ COLUMNS = (
 )
 LEGEND = (
     "mean over seeds, and in brackets the least and the greatest. Reconstruction loss: mean square over all pixels of "
-    "held-out targets, pixels in [0, 1]; for raw pixels that of taking the last source frame for each target. Tracking: "
-    "by the features alone, in held-out synthetic scenes, in %. Noise square: 4 clips in which only motion shows a "
-    "square; chance: IoU at most 25, AUC 50."
+    "held-out targets, pixels in [0, 1]; for raw pixels that of taking the last source frame for each target. "
+    "Tracking: by the features alone, in held-out synthetic scenes, in %. Noise square: 4 clips in which only motion "
+    "shows a square; chance: IoU at most 25, AUC 50."
 )
 
 
@@ -72,9 +72,7 @@ def make_report(ablation: Ablation, results: Mapping[str, Sequence[Result]], mac
         "scenes": ablation.scenes,
         "rows": rows,
         "findings": _findings(rows),
-        "complete": all(
-            len(results.get(name, ())) == len(ablation.seeds) for name in (*ablation.variants, UNTRAINED)
-        )
+        "complete": all(len(results.get(name, ())) == len(ablation.seeds) for name in (*ablation.variants, UNTRAINED))
         and RAW_PIXELS in results,
     }
 

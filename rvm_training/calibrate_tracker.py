@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from rvm_core.checkpoint import load_checkpoint
+from rvm_core.checkpoint import load_encoder
 from rvm_core.preprocess import FrameMap, Preprocess
 from rvm_core.tracking import FeatureTracker, points, segments
 from rvm_core.tracking.feature_tracker import FeatureState
@@ -91,7 +91,7 @@ def _all_features(scene: Scene, weights: str | None) -> Iterator[list[torch.Tens
     for encode in (pixel_tokens, colour_tokens):
         yield [encode(frame) for frame in scene.video]
     if weights:
-        model = load_checkpoint(find_weights(weights))
+        model = load_encoder(find_weights(weights))
         height, width = scene.video.shape[1:3]
         state, tokens = model.init_state(1, height, width), []
         with torch.no_grad():

@@ -81,6 +81,11 @@ class FeatureStore(Protocol):
         """These clips."""
 
 
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    # The last bits of sums depend on the order in memory, and can on the kind of address that it begins at.
+    return torch.from_numpy(np.array(values, order="C")).clone()
+
+
 class MadeFeatures:
     """A `FeatureStore` of arrays, which may be memory maps."""
 
@@ -100,8 +105,8 @@ class MadeFeatures:
         """See `FeatureStore.batch`."""
         order = np.asarray(indices)
         return Examples(
-            features=torch.from_numpy(np.asarray(self._features[order])).float(),
-            truth={name: torch.from_numpy(np.asarray(values[order])) for name, values in self._truth.items()},
+            features=_tensor(self._features[order]).float(),
+            truth={name: _tensor(values[order]) for name, values in self._truth.items()},
         )
 
 
@@ -123,7 +128,7 @@ class LiveFeatures:
         clips = [self._read(int(index)) for index in indices]
         features = self._encoder.encode(np.stack([clip.video for clip in clips]))[:, self._keep]
         names = clips[0].truth
-        truth = {name: torch.from_numpy(np.stack([clip.truth[name] for clip in clips])) for name in names}
+        truth = {name: _tensor(np.stack([clip.truth[name] for clip in clips])) for name in names}
         return Examples(features=features.cpu().clone(), truth=truth)
 
     def _read(self, index: int) -> Clip:

@@ -124,7 +124,9 @@ class JaxModel:
         self._scanned = config.scan_layers
         self._buffers = {name: jnp.asarray(value.numpy()) for name, value in model.named_buffers()}
         self._axes = {name: split_axis(shape, devices) for name, shape in self.shapes.items()}
-        self._depths = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+        self._depths = {
+            name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+        }
         for name in self._depths:
             blocks = cast(nn.ModuleList, model.get_submodule(name))
             if config.scan_layers:

@@ -26,7 +26,10 @@ class PretrainBatch(NamedTuple):
 
 
 def reconstruct(model: RVM, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
-    """Reconstructed and true targets, both (B, K, 3, H, W) float32, the true ones in [0, 1]. The batch is of tensors."""
+    """Reconstructed and true targets, both (B, K, 3, H, W) float32, the true ones in [0, 1].
+
+    The batch is of tensors, on the device of the model.
+    """
     target = to_unit(batch.target)
     pixels, _ = model.reconstruct(to_unit(batch.source), target, batch.time_gaps.long(), batch.visible.long())
     return pixels, target

@@ -66,10 +66,12 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Outcome:
     """
     first = options.folder.check(config, resume=options.resume)
     train_devices.wait_for_all("checked")
-    main, say = jax.process_index() == 0, options.hooks.say
+    main = train_devices.is_main()
+    hooks = options.hooks if main else Hooks(is_stopped=options.hooks.is_stopped)
+    say = hooks.say
     say(_describe_devices())
     trainer = Trainer(config)
-    peak = options.peak or train_devices.device_peak(trainer.mesh.devices.flat[0])
+    peak = options.peak or train_devices.device_peak(trainer.mesh.local_devices[0])
     for line in _describe(config, trainer, peak):
         say(line)
     if main:
@@ -84,16 +86,15 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Outcome:
         state = _start(trainer, checkpoints, loader, first)
         say("begins with step 1" if first is None else f"goes on after step {first}")
         log = stack.enter_context(TrainLog(options.folder, start=first or 0)) if main else None
-        flops = _flops(config)
         loop = PretrainLoop(
             config=config,
             trainer=trainer,
             checkpoints=checkpoints,
             loader=loader,
             held_out=held_out_batches(options.make_loader, config, *place),
-            meter=Meter(examples=config.batch_size, flops=flops, peak_flops=peak.flops * trainer.mesh.size),
+            meter=_meter(config, options.folder, peak.flops * trainer.mesh.size),
             log=log,
-            hooks=options.hooks if main else Hooks(is_stopped=options.hooks.is_stopped),
+            hooks=hooks,
         )
         steps = config.optimizer.steps
         last = min(steps, options.stop_after or steps)
@@ -133,6 +134,12 @@ def _prepare(folder: RunFolder, config: PretrainConfig, trainer: Trainer, *, new
 def _state_bytes(trainer: Trainer) -> int:
     leaves = jax.tree.leaves(trainer.abstract_state())
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _meter(config: PretrainConfig, folder: RunFolder, peak_flops: float) -> Meter:
+    rows = read_scalars(folder.scalars)
+    before = rows[-1].get("training_s", 0.0) if rows else 0.0
+    return Meter(examples=config.batch_size, flops=_flops(config), peak_flops=peak_flops, training_s=before)
 
 
 def _describe_devices() -> str:

@@ -104,10 +104,12 @@ def _run(args: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = _PLATFORMS[args.platform]
     with needs_train_extra():
         from rvm_training import train_devices
+
+        # torchax uses the devices when it is imported, and then it is too late.
+        train_devices.join(
+            train_devices.Hosts(coordinator=args.coordinator, processes=args.num_processes, process=args.process_id)
+        )
         from rvm_training.pretrain import DivergedError, pretrain
-    train_devices.join(
-        train_devices.Hosts(coordinator=args.coordinator, processes=args.num_processes, process=args.process_id)
-    )
     try:
         with _options(args, folder) as options:
             outcome = pretrain(config, options)
@@ -123,7 +125,8 @@ def _run(args: argparse.Namespace) -> int:
     if outcome.interrupted:
         _log(f"interrupted after step {outcome.step}; --resume goes on from there")
         return INTERRUPTED
-    print(f"{args.out}: {outcome.step} steps done; `rvm-train export {args.out} --out FILE` writes the weights")
+    if train_devices.is_main():
+        print(f"{args.out}: {outcome.step} steps done; `rvm-train export {args.out} --out FILE` writes the weights")
     return DONE
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rvm_core.arguments import parse_size
-from rvm_core.config import NAMED_SIZES
+from rvm_core.config import IMAGE_SIZES, NAMED_SIZES, TRECVIT_SIZES
 from rvm_training.readouts.presets import PRESETS
 from rvm_training.readouts.sources import ENTRIES, parse_data
 
+_MODELS = (*NAMED_SIZES, *TRECVIT_SIZES, *IMAGE_SIZES)
 _EPILOG = """\
 writes OUT (for the node's parameters point_head and box_head, `rvm eval` and `rvm track`) and beside it the curve as
 .csv and .png, a summary as .json, and while it trains .resume.safetensors, with which --resume goes on
@@ -48,9 +49,10 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
     which.add_argument(
-        "--model", metavar="NAME", choices=sorted(NAMED_SIZES), help="random weights, to see what training is worth"
+        "--model", metavar="NAME", choices=_MODELS, help="random weights, to see what training is worth"
     )
     which.add_argument("--pixels", action="store_true", help="raw pixels of the patches in place of features")
+    group.add_argument("--image", action="store_true", help="RVM without memory: its state is reset at every frame")
     group.add_argument("--size", type=_size, default=(256, 256), metavar="N or HxW", help="of the frames; default: 256")
     group.add_argument("--bfloat16", action="store_true", help="encode with bfloat16 products")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: cuda if there is one")

@@ -31,6 +31,7 @@ from rvm_training.feature_cache import (
     plan_cache,
 )
 from rvm_training.readout_report import draw_curve, write_curve, write_summary
+from rvm_training.readout_state import CurvePoint
 from rvm_training.readouts.clips import ClipEncoder, ClipSource, ModelEncoder, pixel_encoder
 from rvm_training.readouts.measure import Metrics, measure
 from rvm_training.readouts.presets import END_LEARNING_RATE, PRESETS, WEIGHT_DECAY
@@ -264,10 +265,16 @@ def _train(
             stop=stop.is_set,
             save_now=_every(SAVE_SECONDS),
             advance=advance,
+            measured=lambda point: bar.write(_line(point, config), file=sys.stderr),
         )
         if not args.resume:
             save_readout(task.make_head().eval(), files.start)  # type: ignore[arg-type]
         return train(training, resume=args.resume)
+
+
+def _line(point: CurvePoint, config: TrainingConfig) -> str:
+    loss, held_out = ("-" if value is None else f"{value:.4g}" for value in (point.loss, point.held_out))
+    return f"rate {point.learning_rate:g}, step {point.step} of {config.steps}: loss {loss}, held out {held_out}"
 
 
 def _every(seconds: float) -> Callable[[], bool]:

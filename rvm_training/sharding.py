@@ -53,8 +53,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def gather(shard: jax.Array, axis: int | None, dtype: DTypeLike) -> jax.Array:
     """Inside `shard_map`: the whole of a parameter, in `dtype`, from this device's shard of it.
 
-    `axis` is from `split_axis`; for None the parameter is whole already. The gradient on the way back is summed over all
-    devices in the dtype of the shard, and split as the parameter is.
+    `axis` is from `split_axis`; for None the parameter is whole already. The gradient on the way back is summed over
+    all devices in the dtype of the shard, and split as the parameter is.
     """
     cast = shard.astype(dtype)
     return cast if axis is None else jax.lax.all_gather(cast, AXIS, axis=axis, tiled=True)

@@ -38,6 +38,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG images (90)")
     parser.add_argument("--shard-mb", type=float, default=256, metavar="MB", help="size of the videos of a shard (256)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="make a folder of other WebDataset shards readable")
     parser.add_argument("--measure", type=Path, metavar="DIR", help="read shards or videos of this folder")
     parser.add_argument("--image-size", type=int, default=256, help="of the examples for --measure, pixels (256)")
     parser.add_argument("--seconds", type=float, default=10, help="how long --measure reads (10)")
@@ -45,9 +46,11 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    kinds = [bool(args.videos), args.scenes is not None, args.mujoco is not None, args.measure is not None]
-    if sum(kinds) != 1:
-        raise ValueError("expected one of: VIDEOS, --scenes N, --mujoco N, --measure DIR")
+    choices = (args.videos or None, args.scenes, args.mujoco, args.index, args.measure)
+    if sum(choice is not None for choice in choices) != 1:
+        raise ValueError("expected one of: VIDEOS, --scenes N, --mujoco N, --index DIR, --measure DIR")
+    if args.index is not None:
+        return _index(args)
     return _measure(args) if args.measure is not None else _make(args)
 
 
@@ -100,6 +103,14 @@ def _report(out: Path, job: Job, summary: Summary) -> None:
             print(f"  {skip.video}: {skip.reason}")
         if len(summary.skipped) > _NAMED:
             print(f"  and {len(summary.skipped) - _NAMED} more, see shard-*.json in {out}")
+
+
+def _index(args: argparse.Namespace) -> int:
+    from rvm_training.data.index_shards import index_shards
+
+    shards, clips, frames = index_shards(args.index)
+    print(f"{args.index}: {clips} clips, {frames} frames in {shards} shard{'s' if shards != 1 else ''}")
+    return 0
 
 
 def _measure(args: argparse.Namespace) -> int:

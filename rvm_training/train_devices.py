@@ -57,6 +57,11 @@ def _on_cluster(environment: Any) -> bool:
     return several_tpu_hosts or on_tpu_machine or several_tasks
 
 
+def is_main() -> bool:
+    """Whether this is the process that writes logs and talks to people."""
+    return jax.process_index() == 0
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in one of the processes; all call it together."""
     if jax.process_count() == 1:

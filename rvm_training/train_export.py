@@ -9,25 +9,34 @@ import torch
 
 from rvm_core.checkpoint import save_checkpoint
 from rvm_core.model import RVM
+from rvm_training.pretrain_config import PretrainConfig
 from rvm_training.pretrain_model import build_model
-from rvm_training.run_folder import RunFolder
+from rvm_training.run_folder import RunFolder, RunFolderError
 from rvm_training.train_checkpoint import TrainCheckpointError, read_parameters
 
 
-def load_trained(folder: RunFolder, step: int) -> RVM:
-    """The model of a run's checkpoint, with its decoder, float32, on the CPU, in eval mode.
+def newest_step(folder: RunFolder) -> int:
+    """Of the newest checkpoint. Raises `RunFolderError` if there is none."""
+    if not (steps := folder.steps()):
+        raise RunFolderError(f"there is no checkpoint in {folder.checkpoints}")
+    return steps[-1]
 
-    With the aggregator "self_attention" it reconstructs, but has no recurrent step.
-    Raises `TrainCheckpointError` if it cannot be read, and `RunFolderError` if the folder has no run.
+
+def load_trained(folder: RunFolder, step: int | None = None) -> tuple[RVM, PretrainConfig]:
+    """The model of a run's checkpoint, and the run's configuration. None takes the newest checkpoint.
+
+    It has its decoder, is float32, on the CPU, in eval mode. With the aggregator "self_attention" it reconstructs, but
+    has no recurrent step. Raises `TrainCheckpointError` if it cannot be read, and `RunFolderError` if there is no run.
     """
-    model = build_model(folder.read_config(), seed=None)
-    checkpoint = folder.checkpoints / str(step)
+    config = folder.read_config()
+    checkpoint = folder.checkpoints / str(newest_step(folder) if step is None else step)
+    model = build_model(config, seed=None)
     weights = {name: torch.from_numpy(value.copy()) for name, value in read_parameters(checkpoint).items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise TrainCheckpointError(f"{checkpoint} does not hold the model of {folder.config}: {error}") from error
-    return model.eval()
+    return model.eval(), config
 
 
 def export_checkpoint(folder: RunFolder, step: int, path: Path, *, decoder: bool = True) -> RVM:

@@ -16,10 +16,12 @@ class Meter:
         examples: of a step, over all devices.
         flops: of an example, forward and backward, without what is computed again to save memory.
         peak_flops: FLOP/s of all devices together.
+        training_s: seconds that the run has taken before.
     """
 
-    def __init__(self, *, examples: int, flops: float, peak_flops: float) -> None:
+    def __init__(self, *, examples: int, flops: float, peak_flops: float, training_s: float = 0.0) -> None:
         self._examples, self._flops, self._peak_flops = examples, flops, peak_flops
+        self._training_s, self._begun = training_s, time.perf_counter()
         self._losses: list[float] = []
         self._norms: list[float] = []
         self._learning_rate = 0.0
@@ -55,7 +57,8 @@ class Meter:
         """The row, of at least one step; begins the next one.
 
         loss and gradient_norm are means; learning_rate is of the last step; examples_per_s is over all devices;
-        data_wait is the share of the time that went on waiting for data; mfu is the share of the peak.
+        data_wait is the share of the time that went on waiting for data; mfu is the share of the peak;
+        training_s is how long the run has taken, with all that is around the steps.
         """
         count = len(self._losses)
         row: Row = {
@@ -71,6 +74,7 @@ class Meter:
                 "data_wait": min(1.0, self._waited / seconds),
                 "mfu": rate * self._flops / self._peak_flops,
             }
+        row["training_s"] = self._training_s + time.perf_counter() - self._begun
         self._losses, self._norms = [], []
         self.restart_clock()
         return row

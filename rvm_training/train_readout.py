@@ -107,6 +107,8 @@ class Training:
     """Asked after each step; true: the state is saved, and the training goes on."""
     advance: Callable[[str, int], None] = lambda text, done: None
     """Told how it goes, and how many more steps are done."""
+    measured: Callable[[CurvePoint], None] = lambda point: None
+    """Told each point of the curve that has the held-out loss."""
 
 
 def train(training: Training, *, resume: bool = False) -> Trained:
@@ -232,6 +234,8 @@ class _Run:
             )
         )
         progress.loss_sum, progress.loss_count = 0.0, 0
+        if measure:
+            self._training.measured(progress.curve[-1])
 
     def _end_rate(self, peak: float, *, held_out: float | None, stopped_at: int | None) -> None:
         progress = self.progress

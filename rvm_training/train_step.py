@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +62,7 @@ class Trainer:
         self._schedule = learning_rate(config.optimizer)
         self._specs = {name: spec(shape, self.mesh.size) for name, shape in self._model.shapes.items()}
         self._step = jax.jit(self._train, donate_argnums=0, out_shardings=(self._state_shardings(), None))
+        self._gradients = jax.jit(self._mapped(self._local_gradients, (PartitionSpec(), self._specs)))
         self._loss = jax.jit(self._mapped(self._local_loss, PartitionSpec()))
         self._reconstruct = jax.jit(self._mapped(self._local_reconstruction, PartitionSpec(AXIS)))
 
@@ -73,6 +73,10 @@ class Trainer:
     def loss(self, state: TrainState, batch: PretrainBatch) -> float:
         """The loss of a batch."""
         return float(self._loss(state.parameters, batch))
+
+    def gradients(self, state: TrainState, batch: PretrainBatch) -> tuple[jax.Array, Parameters]:
+        """The loss of a batch and its gradients, float32, before clipping; they lie as the parameters do."""
+        return self._gradients(state.parameters, batch)
 
     def reconstruct(self, state: TrainState, batch: PretrainBatch) -> jax.Array:
         """Reconstructed targets (B, K, 3, H, W) float32, in the scale of [0, 1], not clipped."""
@@ -96,13 +100,14 @@ class Trainer:
         return TrainState(self._put(np.zeros((), np.int32), ()), parameters, optimizer)
 
     def _put(self, value: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
-        return jax.make_array_from_callback(shape, sharding(self.mesh, shape), lambda index: value[index])
+        # jax may use the memory of a numpy array as it is. Each device needs its own, which the step may write to.
+        return jax.make_array_from_callback(shape, sharding(self.mesh, shape), lambda index: value[index].copy())
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a state."""
         parameters = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in self._model.shapes.items()}
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        state = TrainState(step, parameters, jax.eval_shape(self._optimizer.init, parameters))
+        optimizer = jax.eval_shape(self._optimizer.init, parameters)
+        state = TrainState(cast(Any, jax.ShapeDtypeStruct((), jnp.int32)), cast(Any, parameters), optimizer)
         return jax.tree.map(self._with_sharding, state)
 
     def _with_sharding(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -136,10 +141,10 @@ class Trainer:
         return model
 
     def _train(self, state: TrainState, batch: PretrainBatch) -> tuple[TrainState, Metrics]:
-        loss, gradients = self._mapped(self._local_gradients, (PartitionSpec(), self._specs))(state.parameters, batch)
+        loss, gradients = self._gradients(state.parameters, batch)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        metrics = Metrics(loss, optax.global_norm(gradients), jnp.asarray(self._schedule(state.step), jnp.float32))
+        metrics = Metrics(loss, optax.tree.norm(gradients), jnp.asarray(self._schedule(state.step), jnp.float32))
         return TrainState(state.step + 1, parameters, optimizer), metrics
 
     def _mapped(self, function: Any, out_specs: Any) -> Any:

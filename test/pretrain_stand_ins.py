@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from rvm_training.pretrain_config import (
 from rvm_training.sharding import batch_sharding, make_mesh, sharding
 from rvm_training.train_step import Metrics, TrainState
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "width": 16,
     "encoder_depth": 1,
     "encoder_heads": 2,
@@ -63,7 +65,7 @@ class StandInTrainer:
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
-        self.mesh = make_mesh(jax.devices()[:1])
+        self.mesh = make_mesh(jax.devices() if jax.process_count() > 1 else jax.devices()[:1])
         self._optimizer = optax.adamw(config.optimizer.learning_rate)
         self._step = jax.jit(self._train, donate_argnums=0)
 
@@ -73,12 +75,13 @@ class StandInTrainer:
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state()))
 
     def abstract_state(self) -> TrainState:
-        parameters = {
+        parameters: dict[str, Any] = {
             "colour": jax.ShapeDtypeStruct((16, 3), jnp.float32),
             "a.b.scale": jax.ShapeDtypeStruct((), jnp.float32),
         }
         optimizer = jax.eval_shape(self._optimizer.init, parameters)
-        state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), parameters, optimizer)
+        step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+        state = TrainState(step, parameters, optimizer)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(self.mesh, leaf.shape)), state
         )
@@ -159,17 +162,27 @@ def make_stand_in_loader(
 
 def run_and_die(folder: str, at: int) -> None:
     """For a process of its own: a run that is killed while step `at` is shown, without any notice."""
-    from pathlib import Path
-
-    from rvm_training import pretrain
-    from rvm_training.run_folder import RunFolder
 
     def show(step: int, last: int, row: object) -> None:
         if step == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    _run(folder, show=show)
+
+
+def run_as_one_of_two(folder: str, process: int) -> None:
+    """For one of two processes that have joined: a run of which the second one is asked to stop after step 3."""
+    asked = iter([False, False, process == 1])
+    _run(folder, is_stopped=lambda: next(asked))
+
+
+def _run(folder: str, **hooks: Any) -> None:
+    from rvm_training import pretrain
+    from rvm_training.run_folder import RunFolder
+
     pretrain.Trainer = StandInTrainer  # type: ignore[misc,assignment]
     options = pretrain.RunOptions(
-        folder=RunFolder(Path(folder)), make_loader=make_stand_in_loader, hooks=pretrain.Hooks(show=show)
+        folder=RunFolder(Path(folder)), make_loader=make_stand_in_loader, hooks=pretrain.Hooks(**hooks)
     )
-    pretrain.pretrain(tiny_config(), options)
+    outcome = pretrain.pretrain(tiny_config(), options)
+    print(json.dumps({"step": outcome.step, "interrupted": outcome.interrupted}))

@@ -45,12 +45,12 @@ class DotClips:
         video = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
         for t, dot in zip(*np.nonzero(visible), strict=True):
             x, y = (places[t, dot] * SIZE).astype(int)
-            video[t, max(0, y - 5) : y + 6, max(0, x - 5) : x + 6, dot] = 255
+            video[t, max(0, y - 9) : y + 10, max(0, x - 9) : x + 10, dot] = 255
         return Clip(video=video, truth=_truth(places, visible))
 
 
 def _truth(places: Any, visible: Any) -> Truth:
-    half = np.float32(5.5 / SIZE)
+    half = np.float32(9.5 / SIZE)
     boxes = np.concatenate([places - half, places + half], axis=-1)
     truth = {"points.positions": places, "boxes.positions": boxes}
     for kind in ("points", "boxes"):

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cache as remember
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +17,15 @@ from rvm_core.engines.base import Backend, Engine, EngineError, EngineSpec, Prog
 from rvm_core.engines.cache import BadEntry, CacheEntry, EngineCache, EngineKey
 from rvm_core.engines.gate import GateReport, check_engine
 from rvm_core.engines.plan import backends, describe, plan_engines
-from rvm_core.model import RVM
+from rvm_core.streaming import StreamingEncoder
 
 WARNING = "warning: "
 """Progress lines that are warnings begin with this."""
 
-_MODEL_MODULES = ("config", "layers", "position", "encoder", "recurrent", "model", "fused", "export")
+_MODEL_MODULES = (
+    *("config", "layers", "position", "encoder", "recurrent", "model", "streaming", "linear_scan", "trecvit"),
+    *("fused", "export"),
+)
 _GRAPH_MODULES = (*_MODEL_MODULES, "engines.clip", "engines.calibration", "engines.onnx_int8")
 """Those of rvm_core whose source decides what a backend is given to build."""
 
@@ -31,7 +33,7 @@ _logger = logging.getLogger("rvm_core.engines")
 
 
 def create_engine(
-    model: RVM,
+    model: StreamingEncoder,
     *,
     backend: str = "auto",
     precision: str = "auto",
@@ -92,7 +94,7 @@ def is_reference(spec: EngineSpec) -> bool:
     return (spec.backend, spec.precision, spec.device) == ("torch", "fp32", "cpu")
 
 
-def make_key(spec: EngineSpec, model: RVM, weights: str) -> EngineKey:
+def make_key(spec: EngineSpec, model: StreamingEncoder, weights: str) -> EngineKey:
     """The cache's key of an engine. `weights` is the model's `weights_hash`."""
     backend = backends()[spec.backend]
     return EngineKey(
@@ -121,9 +123,9 @@ def keep_report(cache: EngineCache, key: EngineKey, report: GateReport, progress
             entry.write_gate(report)
 
 
-def _graph_hash(model: RVM, backend: Backend) -> str:
+def _graph_hash(model: StreamingEncoder, backend: Backend) -> str:
     """Hash of what determines the graph that a backend builds. Far cheaper than making it, and never too coarse."""
-    digest = hashlib.sha256(f"{replace(model.config, decoder=None)} torch {torch.__version__}\n".encode())
+    digest = hashlib.sha256(f"{model.config.encoder_only} torch {torch.__version__}\n".encode())
     for module in (*(f"rvm_core.{name}" for name in _GRAPH_MODULES), type(backend).__module__):
         digest.update(f"{module}\n".encode() + _source(module))
     return digest.hexdigest()
@@ -141,7 +143,7 @@ class _Maker:
 
     def __init__(
         self,
-        model: RVM,
+        model: StreamingEncoder,
         spec: EngineSpec,
         weights: Callable[[], str],
         cache: EngineCache | None,

@@ -15,7 +15,7 @@ import torch
 
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress, State
 from rvm_core.engines.clip import GATE_STEPS, gate_frames, unseen_frames
-from rvm_core.model import RVM
+from rvm_core.streaming import StreamingEncoder
 
 WORST_SHARE = 0.01
 """Of all tokens of all steps: small enough to see single broken tokens, large enough not to be one token's luck."""
@@ -171,7 +171,7 @@ class GateReport:
 
 def check_engine(
     engine: Engine,
-    model: RVM,
+    model: StreamingEncoder,
     *,
     frames: Iterable[np.ndarray] | None = None,
     steps: int = GATE_STEPS,
@@ -223,7 +223,7 @@ def check_engine(
 
 
 def _compare(
-    engine: Engine, reference: RVM, clip: list[np.ndarray], steps: int, tell: Callable[[int], None]
+    engine: Engine, reference: StreamingEncoder, clip: list[np.ndarray], steps: int, tell: Callable[[int], None]
 ) -> GateReport:
     spec = engine.spec
 
@@ -231,13 +231,13 @@ def _compare(
         frames = [clip[(step + _STREAM_OFFSET * b) % len(clip)] for b in range(spec.batch_size)]
         return np.stack([frame[:, ::-1] if b % 2 else frame for b, frame in enumerate(frames)])
 
-    comparison = _Comparison()
+    comparison, device = _Comparison(), next(reference.parameters()).device
     kept: tuple[int, State, torch.Tensor] | None = None
     with torch.inference_mode():
         expected_state, state = reference.init_state(spec.batch_size, *spec.image_size), engine.init_state()
         for step in range(steps):
             with _exact_products():
-                expected, expected_state = reference(_to_input(batch(step), expected_state.device), expected_state)
+                expected, expected_state = reference(_to_input(batch(step), device), expected_state)
             before = state
             features, state = engine.step(batch(step), before)
             features = _on_cpu(features, expected.shape)
@@ -316,7 +316,7 @@ def _to_input(frames: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).to(torch.float32) / 255.0
 
 
-def _reference(model: RVM, spec: EngineSpec) -> RVM:
+def _reference(model: StreamingEncoder, spec: EngineSpec) -> StreamingEncoder:
     """The model in float32 where the engine computes: itself if it is there already, else a copy."""
     device = torch.device(spec.device if spec.device.startswith("cuda") and torch.cuda.is_available() else "cpu")
     parameters = list(model.parameters())

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from rvm_core.engines.base import EngineError, EngineSpec, Progress
-from rvm_core.engines.calibration import calibration_inputs, check_nncf, quantize
+from rvm_core.engines.calibration import calibration_inputs, check_int8, check_nncf, quantize
 from rvm_core.engines.torch import TorchEngine
-from rvm_core.export import INPUT_NAMES, step_shapes, to_onnx
+from rvm_core.export import step_shapes, to_onnx
 from rvm_core.model import RVM
+from rvm_core.streaming import StreamingEncoder
 
 MAX_BYTES = (1 << 31) - (1 << 24)
 """A protocol buffer may have 2 GiB, of which the graph beside the weights takes little."""
@@ -27,12 +28,14 @@ MAX_BYTES = (1 << 31) - (1 << 24)
 _FLOAT_BYTES = 4
 
 
-def to_int8_onnx(model: RVM, spec: EngineSpec, path: Path, progress: Progress) -> None:
+def to_int8_onnx(model: StreamingEncoder, spec: EngineSpec, path: Path, progress: Progress) -> None:
     """Writes the step as an ONNX file, and its weights as one beside it with the suffix .data.
 
     All numbers in 8 bits are symmetric, as TensorRT wants them. Raises `EngineError` if a package for it is missing, or
     the model is larger than an ONNX graph in memory may be.
     """
+    check_int8(model)
+    assert isinstance(model, RVM)
     check_nncf("onnxruntime")
     size = sum(
         parameter.numel() * _FLOAT_BYTES for parameter in (*model.encoder.parameters(), *model.core.parameters())
@@ -57,12 +60,13 @@ def to_int8_onnx(model: RVM, spec: EngineSpec, path: Path, progress: Progress) -
 
 def _calibration_inputs(model: RVM, spec: EngineSpec) -> list[dict[str, Any]]:
     engine = TorchEngine(model, replace(spec, backend="torch", precision="fp32", device="cpu"))
+    shapes = step_shapes(model, spec)
     inputs = calibration_inputs(
         spec,
-        step_shapes(model, spec)[1],
+        shapes.state[0],
         lambda frames, state: engine.step(frames, torch.from_numpy(state))[0].numpy(),
     )
-    return [dict(zip(INPUT_NAMES, pair, strict=True)) for pair in inputs]
+    return [dict(zip(shapes.inputs, pair, strict=True)) for pair in inputs]
 
 
 def _attention_products(graph: Any, model: RVM) -> list[str]:

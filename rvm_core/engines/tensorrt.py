@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor
 from rvm_core.atomic import atomic_file
 from rvm_core.engines.base import Engine, EngineError, EngineSpec, Progress
 from rvm_core.engines.onnx_int8 import to_int8_onnx
-from rvm_core.export import DTYPES, INPUT_NAMES, OUTPUT_NAMES, step_shapes, to_onnx
-from rvm_core.model import RVM
+from rvm_core.export import DTYPES, StepShapes, step_shapes, to_onnx
+from rvm_core.streaming import State, StreamingEncoder, state_tensors
 
 PLAN_FILE = "step.plan"
 DESCRIPTION_FILE = "step.json"
@@ -39,9 +39,21 @@ _WARM_UP_STEPS = 3
 _log = logging.getLogger(__name__)
 
 Launch = Callable[[int], None]
-"""Enqueues a step that reads the state buffer of this number, 0 or 1, and writes the other."""
-Prepare = Callable[[Tensor, tuple[Tensor, Tensor]], Launch]
-"""Makes it, from the buffers of frames and states on the device."""
+"""Enqueues a step that reads the state buffers of this number, 0 or 1, and writes the others."""
+
+
+class Buffers(NamedTuple):
+    """Memory on the device that a step reads and writes."""
+
+    frames: Tensor
+    states: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    """Two of each of the state's tensors."""
+    features: tuple[Tensor, Tensor]
+    """Written by the step that writes the states of this number; the same memory where features are the state."""
+
+
+Prepare = Callable[[Buffers], Launch]
+"""Makes a `Launch` for its buffers."""
 
 
 class TensorRTBackend:
@@ -80,7 +92,7 @@ class TensorRTBackend:
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
 
-    def build(self, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> None:
+    def build(self, model: StreamingEncoder, spec: EngineSpec, folder: Path, progress: Progress) -> None:
         """Writes `PLAN_FILE`, TensorRT's own, and `DESCRIPTION_FILE`: what it was built from and its tensors."""
         trt = _runtime()
         if spec.precision not in self.precisions:
@@ -93,13 +105,13 @@ class TensorRTBackend:
         with atomic_file(folder / DESCRIPTION_FILE) as path:
             path.write_text(json.dumps(description, indent=1) + "\n")
 
-    def load(self, model: RVM, spec: EngineSpec, folder: Path | None) -> Engine:
+    def load(self, model: StreamingEncoder, spec: EngineSpec, folder: Path | None) -> Engine:
         trt = _runtime()
         if folder is None:
             raise EngineError("a TensorRT engine is loaded from the folder it was built into; got none")
         description = _read_description(folder / DESCRIPTION_FILE)
-        frames, state = step_shapes(model, spec)
-        expected = _tensors(frames, state)
+        shapes = step_shapes(model, spec)
+        expected = _tensors(shapes)
         if description.get("precision") != spec.precision or description.get("tensors") != expected:
             raise EngineError(f"{folder} holds another engine: expected {spec.precision} {expected}, got {description}")
         if not torch.cuda.is_available():
@@ -109,9 +121,11 @@ class TensorRTBackend:
             raise EngineError(f"no device {spec.device!r} on this machine; present are {', '.join(self.devices())}")
         with _current(device):
             engine = _deserialize(trt, folder / PLAN_FILE)
-            return TensorRTEngine(spec, state, device, lambda *buffers: _Graphs(engine, *buffers).launch)
+            return TensorRTEngine(spec, shapes, device, lambda buffers: _Graphs(engine, shapes, buffers).launch)
 
-    def _build(self, trt: Any, model: RVM, spec: EngineSpec, folder: Path, progress: Progress) -> tuple[Any, Any]:
+    def _build(
+        self, trt: Any, model: StreamingEncoder, spec: EngineSpec, folder: Path, progress: Progress
+    ) -> tuple[Any, Any]:
         log = _make_log(trt)
         builder = trt.Builder(log)
         config = self._config(trt, builder, spec, progress)
@@ -157,7 +171,7 @@ class TensorRTBackend:
             config.set_compute_capability(known[number.replace(".", "")], index)
         return config
 
-    def _describe(self, trt: Any, network: Any, model: RVM, spec: EngineSpec) -> dict[str, Any]:
+    def _describe(self, trt: Any, network: Any, model: StreamingEncoder, spec: EngineSpec) -> dict[str, Any]:
         tensors = {}
         for role, count, get in (
             ("input", network.num_inputs, network.get_input),
@@ -166,7 +180,7 @@ class TensorRTBackend:
             for tensor in map(get, range(count)):
                 dtype = np.dtype(trt.nptype(tensor.dtype)).name
                 tensors[tensor.name] = {"role": role, "dtype": dtype, "shape": list(tensor.shape)}
-        if tensors != _tensors(*step_shapes(model, spec)):
+        if tensors != _tensors(step_shapes(model, spec)):
             raise EngineError(f"{trt.__name__} read other inputs or outputs from the export: {tensors}")
         return {
             "format_version": FORMAT_VERSION,
@@ -181,70 +195,97 @@ class TensorRTBackend:
 class TensorRTEngine:
     """See `rvm_core.engines.base.Engine` for the contract.
 
-    The step runs between two state buffers on the device, to and fro, so that no state is copied in. What `step`
-    returns is a copy of the buffer it wrote, the caller's to keep for as long as it likes; features and state are one
-    tensor. If the state passed in is not the one last returned (a second stream, a repeated frame, a new start), it is
-    first copied into a buffer. torch refuses to change the returned tensors in place, except in inference mode, where
-    the caller must not.
+    The step runs between two sets of state buffers on the device, to and fro, so that no state is copied in. What
+    `step` returns is a copy of the buffers it wrote, the caller's to keep for as long as it likes; where features are
+    the state, they are one tensor. If the state passed in is not the one last returned (a second stream, a repeated
+    frame, a new start), it is first copied into the buffers. torch refuses to change the returned tensors in place,
+    except in inference mode, where the caller must not.
 
     Args:
-        state_shape: (B, N+1, D).
+        shapes: of the step.
         prepare: see `Prepare`.
     """
 
-    def __init__(self, spec: EngineSpec, state_shape: Sequence[int], device: torch.device, prepare: Prepare) -> None:
+    def __init__(self, spec: EngineSpec, shapes: StepShapes, device: torch.device, prepare: Prepare) -> None:
         self.spec = spec
+        self._shapes = shapes
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._pinned = torch.empty((spec.batch_size, *spec.image_size, 3), dtype=torch.uint8, pin_memory=self._on_gpu)
         with torch.inference_mode():
-            self._frames = torch.zeros_like(self._pinned, device=device)
-            self._states = (torch.zeros(*state_shape, device=device), torch.zeros(*state_shape, device=device))
-            self._launch = prepare(self._frames, self._states)
+            self._buffers = _make_buffers(self._pinned, shapes, device)
+            self._launch = prepare(self._buffers)
         self._newest = 0
-        self._returned: Tensor | None = None
+        self._returned: tuple[Tensor, ...] | None = None
 
-    def init_state(self) -> Tensor:
-        return torch.zeros_like(self._states[0])
+    def init_state(self) -> State:
+        return self._shapes.make_state([torch.zeros_like(buffer) for buffer in self._buffers.states[0]])
 
     @torch.inference_mode()
-    def step(self, frames: np.ndarray, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, frames: np.ndarray, state: State) -> tuple[Tensor, State]:
         self.spec.check_frames(frames)
         source = self._newest
-        if state.shape != self._states[source].shape:
-            raise EngineError(f"expected a state {tuple(self._states[source].shape)}, got {tuple(state.shape)}")
+        given = state_tensors(state)
+        if (found := tuple(tuple(tensor.shape) for tensor in given)) != self._shapes.state:
+            raise EngineError(f"expected a state {_text(self._shapes.state)}, got {_text(found)}")
         # Until the end of this step, no buffer is known to hold what was returned.
         returned, self._returned = self._returned, None
-        if state is not returned:
-            self._states[source].copy_(state)
+        if returned is None or any(a is not b for a, b in zip(given, returned, strict=True)):
+            for buffer, tensor in zip(self._buffers.states[source], given, strict=True):
+                buffer.copy_(tensor)
         self._pinned.copy_(torch.from_numpy(np.require(frames, requirements=["C", "W"])))
         # All is enqueued on the caller's current stream, so that what it does with the features comes after.
         with torch.cuda.device(self._device) if self._on_gpu else nullcontext():
-            self._frames.copy_(self._pinned, non_blocking=True)
+            self._buffers.frames.copy_(self._pinned, non_blocking=True)
             self._launch(source)
             self._newest = 1 - source
-            features = self._states[self._newest].clone()
+            features = self._buffers.features[self._newest].clone()
+            if self._shapes.features_are_state:
+                after: tuple[Tensor, ...] = (features,)
+            else:
+                after = tuple(buffer.clone() for buffer in self._buffers.states[self._newest])
             if self._on_gpu:
                 torch.cuda.current_stream().synchronize()
-        self._returned = features
-        return features, features
+        self._returned = after
+        return features, self._shapes.make_state(after)
+
+
+def _make_buffers(frames: Tensor, shapes: StepShapes, device: torch.device) -> Buffers:
+    def states() -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(*shape, device=device) for shape in shapes.state)
+
+    both = states(), states()
+    if shapes.features_are_state:
+        features = both[0][0], both[1][0]
+    else:
+        one = torch.zeros(*shapes.features, device=device)
+        features = one, one
+    return Buffers(torch.zeros_like(frames, device=device), both, features)
+
+
+def _text(shapes: Sequence[Sequence[int]]) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes) or "without tensors"
 
 
 class _Graphs:
     """A CUDA graph of the step for each direction between two states. Untested on hardware."""
 
-    def __init__(self, engine: Any, frames: Tensor, states: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, engine: Any, shapes: StepShapes, buffers: Buffers) -> None:
         # Owns memory that the graphs work in, so it lives as long as they do.
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError("TensorRT cannot make an execution context; is the GPU's memory full?")
-        self._graphs = [self._capture(frames, states[i], states[1 - i]) for i in range(2)]
+        self._graphs = [self._capture(shapes, buffers, source) for source in range(2)]
 
     def launch(self, source: int) -> None:
         self._graphs[source].replay()
 
-    def _capture(self, frames: Tensor, source: Tensor, target: Tensor) -> torch.cuda.CUDAGraph:
-        for name, tensor in zip((*INPUT_NAMES, *OUTPUT_NAMES), (frames, source, target), strict=True):
+    def _capture(self, shapes: StepShapes, buffers: Buffers, source: int) -> torch.cuda.CUDAGraph:
+        target = 1 - source
+        tensors = {"frames": buffers.frames, "features": buffers.features[target]}
+        tensors |= dict(zip(shapes.state_names, buffers.states[source], strict=True))
+        tensors |= dict(zip(shapes.next_names, buffers.states[target], strict=True))
+        for name, tensor in tensors.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -277,13 +318,13 @@ def _deserialize(trt: Any, path: Path) -> Any:
     return engine
 
 
-def _tensors(frames: Sequence[int], state: Sequence[int]) -> dict[str, dict[str, Any]]:
+def _tensors(shapes: StepShapes) -> dict[str, dict[str, Any]]:
     """Inputs and outputs as the description lists them."""
-    return {
-        "frames": {"role": "input", "dtype": "uint8", "shape": list(frames)},
-        "state": {"role": "input", "dtype": "float32", "shape": list(state)},
-        "features": {"role": "output", "dtype": "float32", "shape": list(state)},
-    }
+    listed = {}
+    for role, tensors in (("input", shapes.inputs), ("output", shapes.outputs)):
+        for name, shape in tensors.items():
+            listed[name] = {"role": role, "dtype": "uint8" if name == "frames" else "float32", "shape": list(shape)}
+    return listed
 
 
 def _read_description(path: Path) -> dict[str, Any]:

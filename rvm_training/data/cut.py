@@ -118,4 +118,4 @@ def _video_clips(job: Job, name: str, skipped: list[Skip]) -> Iterator[tuple[dic
     if not clips and not reason:
         reason = f"too short: {total} frames, at least {config.min_frames} are needed"
     if reason:
-        skipped.append(Skip(name, f"{reason}; {clips} clips before that are used" if clips else reason))
+        skipped.append(Skip(name, f"{reason}; {clips} of its clips are used" if clips else reason))

@@ -1,4 +1,4 @@
-"""How fast one processor core makes examples of pretraining from a folder, and what takes the time."""
+"""How fast one processor core makes examples of pretraining from a folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
 
+import numpy as np
+
 from rvm_training.data.examples import Arrays, Example, ExampleMaker, shapes
 from rvm_training.data.mixture import Mixture
 from rvm_training.pretrain_config import SamplingConfig, SourceConfig
-
-import numpy as np  # isort: skip
 
 _BATCH = 16
 

@@ -1,4 +1,4 @@
-"""Processes that work on data and end with the one that started them, however that ends."""
+"""Processes of one thread that work on data and end with the one that started them, however that ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+
+import cv2
 
 SPAWN = multiprocessing.get_context("spawn")
 """Forks of a process with threads, as jax has them, may hang."""
@@ -33,6 +35,7 @@ def blocked_signals() -> Iterator[None]:
 
 def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
     if initializer is not None:
         initializer(*arguments)
 

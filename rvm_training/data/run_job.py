@@ -23,6 +23,8 @@ CRASHES = "crashes.json"
 """Videos whose decoding ended a process."""
 _TEMPORARY = (".shard-*.tmp", f".{JOB}.*.tmp", ".shards.json.*.tmp", f".{CRASHES}.*.tmp")
 _LOOK_S = 0.5
+_MAX_CRASHES = 3
+"""In a shard."""
 
 Make = Callable[..., MadeShard]
 
@@ -114,7 +116,14 @@ class _Work:
         suspects = self._run(self.new, workers, progress)
         # One of them ended its process. Each by itself, it is known which.
         for number in suspects:
+            crashes = 0
             while self._run([number], 1, progress):
+                crashes += 1
+                if crashes == _MAX_CRASHES:
+                    raise ShardError(
+                        f"a process ended {crashes} times at {shard_name(number)}, so it may not be because of single "
+                        f"videos; is there enough memory? To try those again too, remove {CRASHES} from {self._out}"
+                    )
                 items = self._job.shards[number]
                 self._note_crash(items[min(self._board[1 + 2 * number], len(items) - 1)])
         for name in _stale(self._out):
@@ -128,14 +137,14 @@ class _Work:
             begun: list[int] = []
             self._board[0] = 0
             running: dict[Future[MadeShard], int] = {}
-            with start_pool(min(workers, len(numbers)) or 1, _start, self._board) as pool:
+            shared = (self._make, self._job, self._out, self._board)
+            with start_pool(min(workers, len(numbers)) or 1, _start, *shared) as pool:
                 try:
                     while True:
                         with blocked_signals():
                             for number in islice(queue, workers - len(running)):
                                 begun.append(number)
-                                arguments = (self._make, self._job, self._out, number, self._crashes())
-                                running[pool.submit(_work, *arguments)] = number
+                                running[pool.submit(_work, number, self._crashes())] = number
                         self._tell(progress)
                         if not running:
                             return suspects
@@ -162,30 +171,29 @@ class _Work:
         return [str(video) for video in read_json(path).get("videos", [])] if path.is_file() else []
 
     def _note_crash(self, item: str) -> None:
-        crashes = self._crashes()
-        if item in crashes:
-            raise ShardError(f"the process that makes clips of {item} ends again and again; is there enough memory?")
-        write_json(self._out / CRASHES, {"videos": [*crashes, item]})
+        write_json(self._out / CRASHES, {"videos": [*self._crashes(), item]})
 
 
 # In a process of the pool.
 
-_board: Any
+_shared: tuple[Make, Job, Path, Any]
 
 
 class _StoppedError(RuntimeError):
     """The process that started this one wants no more."""
 
 
-def _start(board: Any) -> None:
-    global _board
-    _board = board
+def _start(make: Make, job: Job, out: Path, board: Any) -> None:
+    global _shared
+    _shared = make, job, out, board
 
 
-def _work(make: Make, job: Job, out: Path, number: int, crashes: Sequence[str]) -> MadeShard:
+def _work(number: int, crashes: Sequence[str]) -> MadeShard:
+    make, job, out, board = _shared
+
     def tick(items: int, clips: int) -> None:
-        if _board[0]:
+        if board[0]:
             raise _StoppedError
-        _board[1 + 2 * number], _board[2 + 2 * number] = items, clips
+        board[1 + 2 * number], board[2 + 2 * number] = items, clips
 
     return make(job, out, number, crashes, tick)

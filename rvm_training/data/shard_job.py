@@ -72,12 +72,9 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides on the bytes of the shards, for JSON."""
-        return {
-            "kind": self.kind,
-            "config": dataclasses.asdict(self.config),
-            "shards": [list(items) for items in self.shards],
-            "sizes": [list(sizes) for sizes in self.sizes],
-        }
+        shards = [list(items) for items in self.shards]
+        job = {"kind": self.kind, "config": dataclasses.asdict(self.config), "shards": shards}
+        return job | {"sizes": [list(sizes) for sizes in self.sizes]} if self.sizes else job
 
 
 def plan_videos(places: Sequence[Path], config: CutConfig) -> Job:

@@ -15,6 +15,8 @@ from rvm_training.train_extra import needs_train_extra
 UInt8Array = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".ts", ".wmv"))
+_WHOLE = 0.9
+"""A video is damaged if less than this share of its frames can be decoded."""
 
 
 class VideoFileError(ValueError):
@@ -25,8 +27,8 @@ def read_video(path: Path, *, size: int, start: int = 0, stride: int = 1) -> Ite
     """Every `stride`-th frame, RGB (H, W, 3), upright, the shorter side of `size` pixels if it was longer.
 
     start: number of the first frame; exact for a constant frame rate, what is decoded begins at the key frame before.
-    Raises `VideoFileError` for what is no video, and after the last good frame of a video that is damaged further on,
-    and `ImportError` that names the extra.
+    Raises `VideoFileError` for what is no video, after the last good frame of a video that is damaged further on, and
+    at the end of one of which frames are missing; `ImportError`, which names the extra, without PyAV.
     """
     av = _av()
     try:
@@ -35,11 +37,16 @@ def read_video(path: Path, *, size: int, start: int = 0, stride: int = 1) -> Ite
                 raise VideoFileError("it has no pictures")
             stream = container.streams.video[0]
             stream.thread_count = 1
+            expected = _expected_frames(container, stream)
+            number = start - 1
             for number, frame in enumerate(_decode(container, stream, start), start=start):
                 if frame.is_corrupt:
                     raise VideoFileError(f"frame {number} is damaged")
                 if (number - start) % stride == 0:
                     yield _picture(frame, size)
+            # FFmpeg goes over damage in silence. What a header says is often off by a few frames.
+            if number + 1 < _WHOLE * expected:
+                raise VideoFileError(f"only {number + 1} of {expected} frames can be decoded")
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         if isinstance(error, VideoFileError):
             raise
@@ -68,16 +75,19 @@ def frame_count(path: Path) -> int:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise VideoFileError("it has no pictures")
-            stream = container.streams.video[0]
-            if stream.frames:
-                return int(stream.frames)
-            seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-            seconds = seconds or (container.duration or 0) / av.time_base
-            return int(seconds * float(stream.average_rate or 0))
+            return _expected_frames(container, container.streams.video[0])
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, VideoFileError):
             raise
         raise VideoFileError(str(error) or type(error).__name__) from error
+
+
+def _expected_frames(container: Any, stream: Any) -> int:
+    if stream.frames:
+        return int(stream.frames)
+    seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    seconds = seconds or (container.duration or 0) / _av().time_base
+    return int(seconds * float(stream.average_rate or 0))
 
 
 def _av() -> Any:

@@ -13,12 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.config import NAMED_SIZES
+from rvm_core.encoders import ENCODER_NAMES
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, INTERRUPTED, DiskFullError
 from rvm_training.evaluation.registry import ENTRIES, Entry, count
 
 if TYPE_CHECKING:
-    from rvm_core.model import RVM
+    from rvm_core.streaming import StreamingEncoder
     from rvm_training.evaluation.features import EngineEncoder
     from rvm_training.evaluation.runner import Run
 
@@ -67,27 +67,32 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
     which.add_argument(
-        "--model", metavar="NAME", choices=sorted(NAMED_SIZES),
-        help=f"a released size with random weights, which show what training is worth (default: {_DEFAULT_MODEL})",
+        "--model", metavar="NAME", choices=ENCODER_NAMES,
+        help=f"a model with random weights, which show what training is worth (default: {_DEFAULT_MODEL})",
     )  # fmt: skip
+    parser.add_argument(
+        "--image", action="store_true", help="RVM without memory, an image encoder: its state is reset at every frame"
+    )
     parser.add_argument("--backend", choices=_BACKENDS, default="torch", help="default: %(default)s")
     parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: the backend's best")
 
 
-def load_model(args: argparse.Namespace) -> tuple[RVM, str]:
+def load_model(args: argparse.Namespace) -> tuple[StreamingEncoder, str]:
     """The model and what its row is called."""
-    from rvm_core.config import RVMConfig
-    from rvm_core.model import RVM
+    from rvm_core.encoders import make_encoder, without_memory
 
     if not args.weights:
         name = args.model or _DEFAULT_MODEL
-        return RVM(RVMConfig.named(name)).eval(), f"{name} (random weights)"
-    from rvm_core.checkpoint import load_checkpoint
+        if args.image:
+            model = without_memory(make_encoder(name))
+            return model, f"{model.config.name} (random weights)"
+        return make_encoder(name), f"{name} (random weights)"
+    from rvm_core.checkpoint import load_encoder
     from rvm_core.weights import find_weights
 
     path = find_weights(args.weights)
-    model = load_checkpoint(path)
+    model = without_memory(load_encoder(path)) if args.image else load_encoder(path)
     return model, f"{model.config.name} ({path.name})"
 
 

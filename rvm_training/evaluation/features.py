@@ -13,10 +13,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from rvm_core.checkpoint import weights_hash
+from rvm_core.config import RVMConfig
 from rvm_core.engines import Engine, create_engine
 from rvm_core.engines.plan import backends, plan_engine
-from rvm_core.model import RVM
 from rvm_core.preprocess import Preprocess, ResizePolicy
+from rvm_core.streaming import StreamingEncoder
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -63,7 +64,7 @@ class EngineEncoder:
 
     def __init__(
         self,
-        load: Callable[[], tuple[RVM, str]],
+        load: Callable[[], tuple[StreamingEncoder, str]],
         *,
         random: bool,
         backend: str = "torch",
@@ -73,11 +74,12 @@ class EngineEncoder:
     ) -> None:
         """`load` gives the model in float32, and its name for the table. Raises what it raises."""
         model, self.name = load()
-        self._model: RVM | None = model
+        self._model: StreamingEncoder | None = model
         self._load, self.random = load, random
         self._backend, self._precision, self._device, self._progress = backend, precision, device, progress
         self.width = model.config.width
         self._hash = weights_hash(model)
+        self._without_memory = isinstance(model.config, RVMConfig) and not model.config.memory
         self._engine: Engine | None = None
 
     def identity(self, image_size: tuple[int, int]) -> dict[str, Any]:
@@ -88,6 +90,8 @@ class EngineEncoder:
         backend = backends()[spec.backend]
         return {
             "weights_hash": self._hash,
+            # The same weights make other features without memory.
+            **({"form": "image"} if self._without_memory else {}),
             "image_size": list(image_size),
             "backend": spec.backend,
             "precision": spec.precision,

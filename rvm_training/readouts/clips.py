@@ -25,9 +25,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rvm_core.checkpoint import weights_hash
+from rvm_core.streaming import StreamingEncoder
 from rvm_training.baselines import pixel_tokens
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -79,7 +80,7 @@ class ClipEncoder(Protocol):
 
 
 class ModelEncoder:
-    """A model of rvm_core, or any other of its contract: forward(frames, state) -> (features, state).
+    """A streaming encoder of rvm_core, such as RVM.
 
     Args:
         model: float32; goes to `device` in eval mode and is not trained.
@@ -87,18 +88,21 @@ class ModelEncoder:
         autocast: bfloat16 products, which are faster on processors with AMX and on GPUs; features differ by about 1%.
     """
 
-    def __init__(self, model: Any, *, device: str | torch.device | None = None, autocast: bool = False) -> None:
+    def __init__(
+        self, model: StreamingEncoder, *, device: str | torch.device | None = None, autocast: bool = False
+    ) -> None:
         self._hash = weights_hash(model)
+        self._memory = bool(getattr(model.config, "memory", True))
         self.width: int = model.config.width
         self._device = torch.device(device or next(model.parameters()).device)
-        module: nn.Module = model
-        self._model: Any = module.eval().requires_grad_(False).to(self._device)
+        self._model = model.eval().requires_grad_(False).to(self._device)
         self._autocast = autocast
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """See `ClipEncoder.identity`."""
-        return {"weights_hash": self._hash, "bfloat16": self._autocast}
+        # The same weights make other features without memory.
+        return {"weights_hash": self._hash, "memory": self._memory, "bfloat16": self._autocast}
 
     @torch.inference_mode()
     def encode(self, videos: UInt8Array) -> Tensor:

@@ -299,7 +299,7 @@ def _point_truth(
 def _box_truth(boxes: npt.NDArray[np.float64], count: int) -> Truth:
     """Of boxes (T, B, 4) in shares, NaN where nothing is seen: the first `count`; fewer are padded."""
     boxes = boxes[:, :count]
-    visible = np.isfinite(boxes).all(axis=-1, keepdims=True)[..., 0]
+    visible = np.asarray(np.isfinite(boxes).all(axis=-1), bool)
     boxes = np.where(visible[..., None], boxes, 0)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(axis=-1)
     # Where much of it is hidden, a box is small for the object.

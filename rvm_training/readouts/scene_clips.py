@@ -74,7 +74,7 @@ def box_truth(scene: GroundTruth) -> Truth:
     """Of the boxes around what is seen of the scene's objects."""
     height, width = scene.video.shape[1:3]
     boxes = scene.boxes / np.array([width, height, width, height], np.float32)
-    visible = np.isfinite(boxes).all(axis=-1, keepdims=True)[..., 0]
+    visible = np.asarray(np.isfinite(boxes).all(axis=-1), bool)
     boxes = np.where(visible[..., None], boxes, 0).astype(np.float32)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(axis=-1)
     enough = np.minimum(MOST, scene.seen_share.max(axis=0, keepdims=True))

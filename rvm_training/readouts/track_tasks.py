@@ -6,7 +6,7 @@ Shapes: B clips, T frames, N+1 tokens with [CLS] first, D width, Q tracks, C coo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rvm_core.heads import BoxHead, PointHead, PointOutput
-from rvm_core.recurrent_readout import RecurrentReadout, TrackState
+from rvm_core.recurrent_readout import FrameContext, RecurrentReadout, TrackState
 from rvm_training.feature_cache import Examples
 from rvm_training.losses import PointLossConfig, box_loss, point_loss
 
@@ -30,12 +30,16 @@ class TrackLossConfig:
 
     points: PointLossConfig = PointLossConfig(huber_delta=6 / 256)
     """Straight beyond 6 pixels of 256: tracks that are lost do not outweigh those that are almost right."""
+    certain_cells: float = 0.5
+    """A point is to be called certain if it is nearer than so many cells of the grid. (The 6 pixels of 256 of
+    `PointLossConfig` are out of reach on a coarse grid; then nothing would ever be called visible.)"""
     overlap: float = 1.0
     """Of boxes: weight of the generalised IoU loss."""
 
     def __post_init__(self) -> None:
-        if not self.overlap >= 0:
-            raise ValueError(f"TrackLossConfig.overlap must not be negative, got {self.overlap}")
+        for name in ("certain_cells", "overlap"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"TrackLossConfig.{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +87,20 @@ def unroll(
 
     truncate: after so many frames gradients of later ones go no further back; None: they go through all frames.
     """
+    batch, frames = features.shape[:2]
+    # All frames at once, as much of the work does not depend on the tracks.
+    seen = readout.look(features.transpose(0, 1).flatten(0, 1), grid)
+    contexts = [FrameContext(*parts) for parts in zip(*(part.split(batch) for part in seen), strict=True)]
     state = readout.start(features[:, 0], targets.queries, grid)
-    outputs = []
-    for t in range(features.shape[1]):
-        if truncate and t and t % truncate == 0:
+    nothing = state.position.new_zeros(*state.position.shape[:2], 1)
+    outputs = [PointOutput(state.position, nothing, nothing)]
+    for t in range(1, frames):
+        if truncate and t % truncate == 0:
             state = TrackState(*(part.detach() for part in state))
-        output, state = readout(features[:, t], state, grid)
+        output, state = readout.advance(contexts[t], state, grid)
         outputs.append(output)
         begins = (targets.starts == t).unsqueeze(-1)
-        if t and bool(begins.any()):
+        if bool(begins.any()):
             begun = readout.start(features[:, t], targets.queries, grid)
             state = TrackState(*(torch.where(begins, new, old) for new, old in zip(begun, state, strict=True)))
     return PointOutput(*(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True)))
@@ -111,7 +120,8 @@ def recurrent_loss(
     targets = draw_queries(examples.truth, rng)
     output = unroll(readout, examples.features, targets, grid, truncate)
     if readout.config.kind == "points":
-        return point_loss(output, targets.positions, targets.visible, valid=targets.valid, config=config.points)
+        weights = replace(config.points, certain_within=config.certain_cells / max(grid))
+        return point_loss(output, targets.positions, targets.visible, valid=targets.valid, config=weights)
     return track_box_loss(output, targets.positions, targets.visible, valid=targets.valid, config=config)
 
 

@@ -193,6 +193,14 @@ def test_model_without_memory_sees_every_frame_as_the_first(tiny_model: RVM) -> 
     assert not isinstance(tiny_model.init_state(1, 32, 48), tuple)
 
 
+def test_own_file_of_a_model_without_memory_says_so(tiny_model: RVM, tmp_path: Path) -> None:
+    save_checkpoint(without_memory(tiny_model), tmp_path / "image.safetensors")
+    assert load_checkpoint(tmp_path / "image.safetensors").config.memory is False
+    assert read_info(tmp_path / "image.safetensors").config.name == "rvm_custom_image"
+    save_checkpoint(tiny_model, tmp_path / "stream.safetensors")
+    assert load_checkpoint(tmp_path / "stream.safetensors").config.memory is True
+
+
 def test_model_without_memory_reconstructs_from_one_frame() -> None:
     from rvm_core import DecoderConfig, RVMConfig
 

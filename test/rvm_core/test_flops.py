@@ -7,9 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from rvm_core.config import RVMConfig
+from rvm_core.config import RVMConfig, TRecViTConfig
 from rvm_core.flops import step_flops
 from rvm_core.model import RVM
+from rvm_core.streaming import StreamingEncoder
+from rvm_core.trecvit import TRecViT
 
 ROUNDING = 0.005
 """The known figures have three digits."""
@@ -18,10 +20,11 @@ ROUNDING = 0.005
 @pytest.fixture(autouse=True)
 def ready_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions for another size are made with products too, but only once."""
-    monkeypatch.setattr("rvm_core.encoder.resize_grid", lambda table, rows, cols: table.new_zeros(rows, cols, 1))
+    for module in ("encoder", "trecvit"):
+        monkeypatch.setattr(f"rvm_core.{module}.resize_grid", lambda table, rows, cols: table.new_zeros(rows, cols, 1))
 
 
-def counted(model: RVM, size: tuple[int, int], device: str) -> int:
+def counted(model: StreamingEncoder, size: tuple[int, int], device: str) -> int:
     frames, state = torch.zeros(1, 3, *size, device=device), model.init_state(1, *size)
     # The counter knows matrix products; a fused attention would hide its own.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -45,6 +48,14 @@ def test_small_model_as_torch_counts(size: tuple[int, int]) -> None:
 def test_tiny_model_as_torch_counts(tiny_model: RVM) -> None:
     """A real run, with sizes that differ between encoder and core."""
     assert step_flops(tiny_model.config, (64, 96)) == counted(tiny_model, (64, 96), "cpu")
+
+
+@pytest.mark.parametrize("size", [(64, 96), (224, 224)])
+def test_trecvit_as_torch_counts(size: tuple[int, int]) -> None:
+    config = TRecViTConfig.named("trecvit_b16")
+    with torch.device("meta"):
+        model = TRecViT(config, seed=None).to("meta")
+    assert step_flops(config, size) == counted(model, size, "meta")
 
 
 def test_size_that_is_no_multiple_is_refused() -> None:

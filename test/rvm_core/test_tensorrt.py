@@ -18,7 +18,8 @@ import torch
 from rvm_core.config import RVMConfig
 from rvm_core.engines import tensorrt
 from rvm_core.engines.base import Engine, EngineError, EngineSpec
-from rvm_core.engines.tensorrt import DESCRIPTION_FILE, PLAN_FILE, TensorRTBackend, TensorRTEngine
+from rvm_core.engines.tensorrt import DESCRIPTION_FILE, PLAN_FILE, Buffers, TensorRTBackend, TensorRTEngine
+from rvm_core.export import step_shapes
 from rvm_core.fused import FusedStep
 from rvm_core.model import RVM
 
@@ -289,14 +290,14 @@ def engine(tiny_model: RVM, sources: list[int]) -> TensorRTEngine:
     """An engine on the CPU whose graphs are the model."""
     fused = FusedStep(tiny_model)
 
-    def prepare(frames: torch.Tensor, states: tuple[torch.Tensor, torch.Tensor]) -> Callable[[int], None]:
+    def prepare(buffers: Buffers) -> Callable[[int], None]:
         def launch(source: int) -> None:
             sources.append(source)
-            states[1 - source].copy_(fused(frames, states[source]))
+            buffers.states[1 - source][0].copy_(fused(buffers.frames, buffers.states[source][0]))
 
         return launch
 
-    return TensorRTEngine(spec_of(), (1, TOKENS, 64), torch.device("cpu"), prepare)
+    return TensorRTEngine(spec_of(), step_shapes(tiny_model, spec_of()), torch.device("cpu"), prepare)
 
 
 def test_steps_go_to_and_fro_between_the_buffers(engine: TensorRTEngine, sources: list[int], step: Any) -> None:
@@ -348,15 +349,15 @@ def test_a_new_start_forgets(engine: TensorRTEngine) -> None:
 def test_a_failed_step_spoils_no_state(tiny_model: RVM, step: Any) -> None:
     fused, broken = FusedStep(tiny_model), [False]
 
-    def prepare(frames: torch.Tensor, states: tuple[torch.Tensor, torch.Tensor]) -> Callable[[int], None]:
+    def prepare(buffers: Buffers) -> Callable[[int], None]:
         def launch(source: int) -> None:
             if broken[0]:
                 raise EngineError("the GPU is gone")
-            states[1 - source].copy_(fused(frames, states[source]))
+            buffers.states[1 - source][0].copy_(fused(buffers.frames, buffers.states[source][0]))
 
         return launch
 
-    engine = TensorRTEngine(spec_of(), (1, TOKENS, 64), torch.device("cpu"), prepare)
+    engine = TensorRTEngine(spec_of(), step_shapes(tiny_model, spec_of()), torch.device("cpu"), prepare)
     _, state = engine.step(frames_of(0), engine.init_state())
     broken[0] = True
     with pytest.raises(EngineError, match="gone"):

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rvm_perception.conversions import ImageError
 from rvm_perception.parameters import NodeParameters
-from rvm_perception.processor import FrameProcessor, ModelIdentity, Result
+from rvm_perception.processor import CameraHistory, FrameProcessor, ModelIdentity, Result, rejection
 from rvm_perception.stream import FrameRejected, Stream, StreamRules
 from rvm_perception.track_ids import IdLedger
 from rvm_perception.track_queries import Answers, read_request
@@ -26,6 +29,7 @@ class CountingEngine:
 
     fails = False
     not_finite = False
+    spoils_state = False
 
     def init_state(self) -> torch.Tensor:
         return torch.zeros(1)
@@ -34,7 +38,7 @@ class CountingEngine:
         if self.fails:
             raise RuntimeError("the engine is broken")
         features = torch.full((1, 33, 4), float("nan") if self.not_finite else float(state) + 1)
-        return features, state + 1
+        return features, state * float("inf") + 1 if self.spoils_state else state + 1
 
 
 class Camera:
@@ -45,7 +49,8 @@ class Camera:
         engine: Any = self.engine
         self.processor = FrameProcessor(PARAMETERS, engine, ModelIdentity(name="tiny", weights_hash="0"))
         self.stream: Stream[Any] = Stream(StreamRules(max_gap=1.0))
-        self.session = TrackSession(camera="camera", tracker=self.tracker, parameters=PARAMETERS, ids=IdLedger())
+        self.ids = IdLedger()
+        self.session = TrackSession(camera="camera", tracker=self.tracker, parameters=PARAMETERS, ids=self.ids)
 
     def frame(self, index: int, *, is_stopped: bool = False) -> Result:
         stamp = SimpleNamespace(sec=1000, nanosec=index * 40_000_000)
@@ -59,6 +64,13 @@ class Camera:
         waiting = self.stream.take()
         assert waiting is not None
         return self.processor.process(waiting, self.stream, self.session, is_stopped=lambda: is_stopped)
+
+    def restart(self) -> None:
+        """As in deactivate, cleanup, configure and activate: another stream and session, the same ids."""
+        history = CameraHistory(epoch=self.stream.epoch, ids=self.ids)
+        history.keep(self.stream)
+        self.stream = Stream(StreamRules(max_gap=1.0), epoch=history.epoch, state=history.state)
+        self.session = TrackSession(camera="camera", tracker=self.tracker, parameters=PARAMETERS, ids=self.ids)
 
     def ask(self, **fields: Any) -> list[Answers]:
         self.session.receive(read_request(query_message(**fields)))
@@ -138,3 +150,88 @@ def test_without_tracking_there_are_no_tracks() -> None:
     result = camera.frame(0)
     assert result.tracks is None and camera.stream.state.tracks is None
     assert camera.frame(1).step.index == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("broken"), "engine"),
+        (KeyError("broken"), "engine"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "out_of_memory"),
+        (FrameRejected("late", "too late"), "late"),
+        (ImageError("corrupt", "half a JPEG"), "corrupt"),
+    ],
+)
+def test_each_error_has_one_reason(error: Exception, reason: str) -> None:
+    assert rejection(error)[0] == reason
+
+
+def test_a_state_that_is_not_finite_is_not_committed_though_the_features_are(camera: Camera) -> None:
+    before = camera.stream.state
+    camera.engine.spoils_state = True
+    with pytest.raises(FrameRejected, match="NaN or infinite"):
+        camera.frame(1)
+    assert camera.stream.state is before
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("frame"), st.integers(0, 60)),
+    st.tuples(st.just("next")),
+    st.tuples(st.just("next")),
+    st.tuples(st.just("fails"), st.sampled_from(["fails", "not_finite", "spoils_state", "breaks"])),
+    st.tuples(st.just("stopped")),
+    st.tuples(st.just("ask"), st.integers(0, 4)),
+    st.tuples(st.just("reset")),
+    st.tuples(st.just("restart")),
+)
+
+
+@settings(deadline=None)
+@given(events=st.lists(EVENTS, max_size=30))
+def test_what_fails_leaves_no_trace_and_ids_never_return(events: list[tuple[Any, ...]]) -> None:
+    """A camera to which all of it happens, and one that sees only what was accepted, end in the same state."""
+    camera, clean = Camera(), Camera()
+    clean.stream.rules = StreamRules(max_gap=0.0, late_tolerance=0.0, on_backward="continue")
+    given_ids: list[int] = []
+    epochs: list[int] = []
+    index = 0
+    for event in events:
+        kind = event[0]
+        if kind in ("frame", "next", "stopped", "fails"):
+            index = event[1] if kind == "frame" else index + 1
+            place: Any = camera.tracker if event[1:] == ("breaks",) else camera.engine
+            if kind == "fails":
+                setattr(place, event[1], True)
+            try:
+                result = camera.frame(index, is_stopped=kind == "stopped")
+            except (FrameRejected, RuntimeError) as error:
+                camera.stream.reject(rejection(error)[0])
+            else:
+                assert kind in ("frame", "next")
+                if result.step.reset_reason is not None:
+                    clean.stream.request_reset(result.step.reset_reason)
+                clean.frame(index)
+                epochs.append(result.step.epoch)
+            if kind == "fails":
+                setattr(place, event[1], False)
+        elif kind == "ask":
+            for answers in camera.ask(point_x=[24.0], point_y=[24.0], point_ids=[event[1]]):
+                accepted = [entry.id for entry in answers.entries if not entry.reason]
+                given_ids += accepted
+                if accepted:
+                    clean.ask(point_x=[24.0] * len(accepted), point_y=[24.0] * len(accepted), point_ids=accepted)
+        elif kind == "reset":
+            camera.stream.request_reset("service")
+        else:
+            for each in (camera, clean):
+                rules = each.stream.rules
+                each.restart()
+                each.stream.rules = rules
+    assert len(given_ids) == len(set(given_ids)), "no id is given twice"
+    assert epochs == sorted(epochs)
+    if not camera.session.waiting:
+        assert_identical(camera.stream.state, clean.stream.state)
+    ledger = camera.stream.ledger()
+    assert ledger["received"] == ledger["processed"] + ledger["rejected"] and ledger["waiting"] == 0

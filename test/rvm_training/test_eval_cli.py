@@ -74,7 +74,7 @@ def test_without_matplotlib_the_rest_is_written(
 
 
 def test_random_weights_are_named_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: RVM) -> None:
-    monkeypatch.setattr("rvm_core.model.RVM", lambda config: tiny_model)
+    monkeypatch.setattr("rvm_core.encoders.make_encoder", lambda name: tiny_model)
     assert main(["eval", "synthetic", "--model", "rvm_s16", "--out", str(tmp_path), *TINY]) == 0
     report = json.loads((tmp_path / "synthetic.json").read_text())
     assert report["rows"][0]["name"] == "rvm_s16 (random weights)" and report["options"]["random_weights"]

@@ -89,7 +89,7 @@ class BreakingEncoder(CellEncoder):
 def test_a_cache_goes_on_after_a_break(tmp_path: Path) -> None:
     with pytest.raises(Broken):
         make_on_disk(plan_cache(DotClips(40), BreakingEncoder(after=30), keep=ALL), tmp_path)
-    encoder, told = CellEncoder(), []
+    encoder, told = CellEncoder(), list[int]()
     store = make_on_disk(plan_cache(DotClips(40), encoder, keep=ALL), tmp_path, progress=told.append)
     assert encoder.clips == 1 + 40 - 32
     assert told == [32, 8]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +30,8 @@ from rvm_training.train_log import read_scalars
 from rvm_training.train_step import Metrics, TrainState
 
 ROOT = Path(__file__).parents[2]
-TIMED = {"examples_per_s", "data_wait", "mfu"}
+TIMEOUT_S = 180
+TIMED = {"examples_per_s", "data_wait", "mfu", "training_s"}
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +94,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: P
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: Path) -> None:
-    program = f"from pretrain_stand_ins import run_and_die; run_and_die({str(tmp_path)!r}, 5)"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'test'}", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = start(f"run_and_die({str(tmp_path)!r}, 5)")
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == -signal.SIGKILL, errors
     folder = RunFolder(tmp_path)
     # The checkpoint of step 4 may have been on its way.
     assert folder.steps()[-1] in (2, 4)
@@ -103,6 +104,45 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: Path) -
     assert pretrain(tiny_config(), options(tmp_path, resume=True)) == Outcome(6, interrupted=False)
     assert_same_run(tmp_path, uninterrupted)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["4", "6"]
+
+
+def start(call: str, before: str = "") -> subprocess.Popen[str]:
+    """Calls a function of pretrain_stand_ins in a process of its own, after a statement."""
+    program = f"{before}\nimport pretrain_stand_ins; pretrain_stand_ins.{call}"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'test'}", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_share_a_run_and_end_together(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = f"coordinator='localhost:{port}', processes=2, process="
+    processes = [
+        start(
+            f"run_as_one_of_two({str(tmp_path)!r}, {number})",
+            f"from rvm_training import train_devices; train_devices.join(train_devices.Hosts({hosts}{number}))",
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in processes:
+            out, errors = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, errors
+            assert json.loads(out.splitlines()[-1]) == {"step": 3, "interrupted": True}
+    finally:
+        for process in processes:
+            process.kill()
+    folder = RunFolder(tmp_path)
+    assert folder.steps() == [2, 3]
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    progress = json.loads((folder.checkpoints / "3" / "progress" / "metadata").read_text())
+    assert progress["loaders"] == [{"given": 3}, {"given": 3}]
+    # Another number of processes can go on with it.
+    assert pretrain(tiny_config(), options(tmp_path, resume=True)) == Outcome(6, interrupted=False)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_going_on_with_a_finished_run_changes_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (config.batch_size, config.compute_dtype, config.aggregator) == (2048, "bfloat16", "core")
 
 
-@pytest.mark.parametrize(("ratio", "visible"), [(0.95, 12), (0.75, 64), (0.9, 25), (0.5, 128), (0.999, 1), (0.001, 255)])
+@pytest.mark.parametrize(
+    ("ratio", "visible"), [(0.95, 12), (0.75, 64), (0.9, 25), (0.5, 128), (0.999, 1), (0.001, 255)]
+)
 def test_visible_patches(ratio: float, visible: int) -> None:
     assert SamplingConfig(mask_ratio=ratio).visible == visible
 
@@ -67,7 +69,10 @@ def test_what_is_left_out_keeps_its_default() -> None:
         ({"model": to_dict(MODEL), "remat": 1}, "remat must be of type bool, got 1"),
         ({"model": to_dict(MODEL), "aggregator": "mean"}, "aggregator must be one of core, self_attention, got 'mean'"),
         ({"model": to_dict(MODEL), "sampling": {"crop_scale": [1.0]}}, r"sampling.crop_scale must be a list of 2"),
-        ({"model": to_dict(MODEL), "sampling": {"crop_scale": [0.3, "x"]}}, r"sampling.crop_scale\[1\] must be of type"),
+        (
+            {"model": to_dict(MODEL), "sampling": {"crop_scale": [0.3, "x"]}},
+            r"sampling.crop_scale\[1\] must be of type",
+        ),
         ({"model": to_dict(MODEL), "data": {"sources": [{"name": "a"}]}}, r"data.sources\[0\] lacks path"),
         ({"model": to_dict(MODEL), "optimizer": {"clip_norm": "1"}}, "optimizer.clip_norm must be of type float"),
         ({"model": to_dict(MODEL) | {"width": 385}}, "encoder_heads must divide width"),
@@ -85,7 +90,11 @@ def test_wrong_files(values: object, message: str) -> None:
         (SamplingConfig, {"mask_ratio": 1.0}, "mask_ratio must be between 0 and 1, got 1.0"),
         (SamplingConfig, {"min_gap": 9, "max_gap": 8}, "max_gap must be at least min_gap, 9, got 8"),
         (SamplingConfig, {"clip_frames": 50}, r"at least source_frames \+ max_gap = 52, got 50"),
-        (SamplingConfig, {"image_size": 100}, "image_size: expected an image height and width that are multiples of 16"),
+        (
+            SamplingConfig,
+            {"image_size": 100},
+            "image_size: expected an image height and width that are multiples of 16",
+        ),
         (SamplingConfig, {"image_size": 16}, "image_size must be more than one patch"),
         (SamplingConfig, {"crop_scale": (0.5, 0.3)}, "crop_scale must be two rising numbers"),
         (SamplingConfig, {"flip": 2.0}, "flip must be between 0 and 1"),
@@ -98,7 +107,11 @@ def test_wrong_files(values: object, message: str) -> None:
         (DataConfig, {"sources": (SourceConfig(name="a", path="b"),) * 2}, "sources must be of different names"),
         (PretrainConfig, {"model": RVMConfig.named("rvm_s16")}, "must have a decoder"),
         (PretrainConfig, {"model": MODEL, "batch_size": 0}, "batch_size must be at least 1"),
-        (PretrainConfig, {"model": MODEL, "compute_dtype": "float16"}, "compute_dtype must be one of bfloat16, float32"),
+        (
+            PretrainConfig,
+            {"model": MODEL, "compute_dtype": "float16"},
+            "compute_dtype must be one of bfloat16, float32",
+        ),
     ],
 )
 def test_wrong_values(cls: type, values: dict[str, Any], message: str) -> None:

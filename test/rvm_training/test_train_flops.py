@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 import torch
-from pretrain_examples import as_torch, random_batch, tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain_examples import as_torch, random_batch, tiny_config
 from rvm_training.objective import loss
 from rvm_training.pretrain_config import PretrainConfig, SamplingConfig
 from rvm_training.pretrain_model import build_model

@@ -28,7 +28,7 @@ def add(meter: Meter, loss: float) -> None:
 
 
 def test_rates_are_without_pauses_and_without_the_first_step(clock: Clock) -> None:
-    meter = Meter(examples=8, flops=1e9, peak_flops=1e11)
+    meter = Meter(examples=8, flops=1e9, peak_flops=1e11, training_s=100.0)
     clock.now += 60
     add(meter, 3.0)
     meter.restart_clock()
@@ -47,6 +47,7 @@ def test_rates_are_without_pauses_and_without_the_first_step(clock: Clock) -> No
             "examples_per_s": 2.0,
             "data_wait": 0.25,
             "mfu": 0.02,
+            "training_s": 214.0,
         }
     )
 
@@ -69,4 +70,4 @@ def test_no_rate_of_the_first_step_alone(clock: Clock) -> None:
     clock.now += 60
     add(meter, 3.0)
     meter.restart_clock()
-    assert meter.take().keys() == {"loss", "gradient_norm", "learning_rate"}
+    assert meter.take().keys() == {"loss", "gradient_norm", "learning_rate", "training_s"}

@@ -21,14 +21,14 @@ from rvm_training.readout_state import StateError, load_state
 from rvm_training.readouts.tasks import ReadoutTask
 from rvm_training.train_readout import Training, TrainingConfig, TrainingError, train
 
-FALL = {"points": 2.5, "boxes": 2.0}
-"""The held-out loss falls by this factor at least; in 150 steps it falls by 4 and 3."""
-SHORT = TrainingConfig(steps=12, batch_size=4, learning_rates=(1e-3,), warmup_steps=2, clip_norm=1.0)
+FALL = {"points": 2.5, "boxes": 2.2}
+"""The held-out loss falls by this factor at least; it fell by 3.2 and 2.8 where this was written."""
+SHORT = TrainingConfig(steps=10, batch_size=4, learning_rates=(1e-3,), warmup_steps=2, clip_norm=1.0)
 
 
 @pytest.fixture(scope="module")
 def stores() -> tuple[MadeFeatures, MadeFeatures]:
-    training, held_out = DotClips(64), DotClips(16, first=10_000)
+    training, held_out = DotClips(64), DotClips(8, first=10_000)
     return tuple(make_in_memory(plan_cache(source, CellEncoder(), keep=slice(None))) for source in (training, held_out))  # type: ignore[return-value]
 
 
@@ -48,7 +48,12 @@ def task(kind: TrackKind = "points", **options: Any) -> ReadoutTask:
 def make(stores: tuple[MadeFeatures, MadeFeatures], tmp_path: Path) -> Callable[..., Training]:
     def make(config: TrainingConfig = SHORT, kind: TrackKind = "points", **options: Any) -> Training:
         readout = task(kind)
-        given = {"make_head": readout.make_head, "loss": readout.loss, "clips": stores[0], "held_out": stores[1]}
+        given: dict[str, Any] = {
+            "make_head": readout.make_head,
+            "loss": readout.loss,
+            "clips": stores[0],
+            "held_out": stores[1],
+        }
         state = {"identity": readout.identity(), "state_file": tmp_path / "state.safetensors"}
         return Training(config=config, **(given | state | options))
 
@@ -57,12 +62,12 @@ def make(stores: tuple[MadeFeatures, MadeFeatures], tmp_path: Path) -> Callable[
 
 @pytest.mark.parametrize("kind", ["points", "boxes"])
 def test_the_held_out_loss_falls(make: Callable[..., Training], kind: TrackKind) -> None:
-    config = replace(SHORT, steps=150, batch_size=8, learning_rates=(3e-3,), warmup_steps=10)
+    config = replace(SHORT, steps=150, batch_size=8, learning_rates=(1e-2,), warmup_steps=10)
     trained = train(make(config, kind))
     curve = [point.held_out for point in trained.progress.curve if point.held_out is not None]
     assert curve[0] > FALL[kind] * curve[-1]
     assert isinstance(trained.head, RecurrentReadout) and not trained.head.training
-    assert trained.best_rate == 3e-3 and trained.finished
+    assert trained.best_rate == 1e-2 and trained.finished
 
 
 def bits(head: Any) -> dict[str, bytes]:
@@ -80,7 +85,7 @@ class StopAfter:
         return self.left < 0
 
 
-@pytest.mark.parametrize("stops", [(5,), (1, 1, 9), (0, 15)])
+@pytest.mark.parametrize("stops", [(5,), (0, 1, 12)])
 def test_a_stopped_training_ends_in_the_same_bits(make: Callable[..., Training], stops: tuple[int, ...]) -> None:
     config = replace(SHORT, learning_rates=(1e-3, 3e-3))
     whole = train(make(config))
@@ -92,19 +97,20 @@ def test_a_stopped_training_ends_in_the_same_bits(make: Callable[..., Training],
     assert rest.progress == whole.progress
 
 
+class Killed(Exception):
+    pass
+
+
 def test_saving_on_the_way_changes_nothing_and_helps_after_a_kill(make: Callable[..., Training]) -> None:
-    class Killed(Exception):
-        pass
+    calls: list[int] = []
 
     def die(text: str, done: int) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 9:
+        calls.append(done)
+        if len(calls) == 8:
             raise Killed
 
-    steps = 0
     with pytest.raises(Killed):
-        train(make(save_now=lambda: steps % 3 == 0, advance=die))
+        train(make(save_now=lambda: len(calls) % 3 == 0, advance=die))
     assert load_state(make().state_file, _identity(make())).progress.step == 6
     assert bits(train(make(), resume=True).head) == bits(train(make()).head)
 
@@ -139,7 +145,7 @@ def bad_loss(
 
 def test_a_loss_that_is_not_finite_ends_the_training(make: Callable[..., Training]) -> None:
     bad_loss.calls = 0  # type: ignore[attr-defined]
-    loss = partial(bad_loss, lambda call: call > 8, task().loss)
+    loss = partial(bad_loss, lambda call: call > 12, task().loss)
     with pytest.raises(TrainingError, match="stopped being finite with every learning rate .0.001 at step"):
         train(make(loss=loss))
     state = load_state(make().state_file, _identity(make()))
@@ -155,7 +161,7 @@ def test_a_rate_that_fails_leaves_the_others(make: Callable[..., Training]) -> N
 
 
 def test_the_best_rate_is_kept(make: Callable[..., Training]) -> None:
-    config = replace(SHORT, steps=40, learning_rates=(1e-6, 3e-3))
+    config = replace(SHORT, steps=20, learning_rates=(1e-6, 3e-3))
     trained = train(make(config))
     losses = {result.learning_rate: result.held_out for result in trained.progress.results}
     assert trained.best_rate == min(losses, key=lambda rate: losses[rate] or math.inf) == 3e-3
@@ -199,7 +205,7 @@ def test_every_clip_is_seen_once_an_epoch(make: Callable[..., Training]) -> None
             seen.extend(int(index) for index in indices)
             return self._store.batch(indices)
 
-    training = make(replace(SHORT, steps=32))
+    training = make(replace(SHORT, steps=8, batch_size=16))
     train(replace(training, clips=Watching(training.clips)))  # type: ignore[arg-type]
     assert sorted(seen[:64]) == sorted(seen[64:128]) == list(range(64))
     assert seen[:64] != seen[64:128]

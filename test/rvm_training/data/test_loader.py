@@ -22,7 +22,7 @@ from rvm_training.pretrain_config import DataConfig, SamplingConfig, SourceConfi
 from training_clips import level_of, numbered_clips, write_shards
 
 SAMPLING = SamplingConfig(image_size=32)
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 
 @pytest.fixture(scope="module")

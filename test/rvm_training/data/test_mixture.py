@@ -23,22 +23,24 @@ def test_a_place_of_a_huge_permutation_needs_no_table() -> None:
     assert_uniform_counts(np.histogram(order, bins=20, range=(0, length))[0])
 
 
-@pytest.mark.parametrize("length", [5, 10, 24])
+@pytest.mark.parametrize("length", [5, 12])
 def test_every_element_comes_to_every_place_as_often(length: int) -> None:
-    orders = np.stack([permute(np.arange(length), length, (seed,)) for seed in range(1000)])
+    orders = np.stack([permute(np.arange(length), length, (seed,)) for seed in range(600)])
     for place in range(length):
         assert_uniform_counts(np.bincount(orders[:, place], minlength=length))
 
 
 def test_neighbours_are_as_random_as_others() -> None:
-    orders = np.stack([permute(np.arange(6), 6, (seed, 3)) for seed in range(1500)])
+    orders = np.stack([permute(np.arange(6), 6, (seed, 3)) for seed in range(900)])
     pairs = np.bincount(orders[:, 2] * 6 + orders[:, 3], minlength=36).reshape(6, 6)
     assert (np.diag(pairs) == 0).all()
     assert_uniform_counts(pairs[~np.eye(6, dtype=bool)])
 
 
 def test_orders_of_seeds_epochs_and_datasets_differ() -> None:
-    orders = {tuple(permute(np.arange(20), 20, seed)) for seed in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]}
+    orders = {
+        tuple(permute(np.arange(20), 20, seed)) for seed in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
+    }
     assert len(orders) == 5
 
 
@@ -54,7 +56,7 @@ def test_each_clip_comes_once_in_an_epoch_of_its_dataset() -> None:
 
 
 def test_datasets_are_drawn_by_weight() -> None:
-    datasets, _ = Mixture([9, 9, 9], [2, 1, 5], (0,)).take(20_000)
+    datasets, _ = Mixture([9999, 9999, 9999], [2, 1, 5], (0,)).take(20_000)
     assert_counts(np.bincount(datasets), [2, 1, 5])
     # One after the other they are independent.
     assert_counts(np.bincount(datasets[:-1] * 3 + datasets[1:]), np.outer([2, 1, 5], [2, 1, 5]).ravel())

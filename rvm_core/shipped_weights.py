@@ -1,0 +1,30 @@
+"""Weights that come with this package: known by their sha256, so that a damaged or exchanged file is not run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rvm_core.tensor_file import CheckpointError
+
+SHIPPED: dict[str, str] = {}
+"""sha256 of rvm_core/data/<name>.safetensors, by name: `sha256sum rvm_core/data/*.safetensors` tells them."""
+
+FOLDER = Path(__file__).parent / "data"
+
+
+def shipped_weights(name: str) -> Path:
+    """The file of shipped weights, checked.
+
+    Raises `CheckpointError` if it is not there or is not the one that was shipped; `KeyError` for another name.
+    """
+    expected = SHIPPED[name]
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(path, f"the weights {name} are missing here: install rvm_perception again")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            path, f"expected the shipped weights with sha256 {expected}, found {found}: install rvm_perception again"
+        )
+    return path
