@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rvm_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_hash
+    from rvm_core.checkpoint import CheckpointError, load_checkpoint, load_encoder, save_checkpoint, weights_hash
     from rvm_core.config import DecoderConfig, RVMConfig
     from rvm_core.engines import Engine, EngineError, create_engine
     from rvm_core.model import RVM
     from rvm_core.preprocess import Preprocess
+    from rvm_core.streaming import StreamingEncoder
 
 __all__ = [
     "RVM",
@@ -23,8 +24,10 @@ __all__ = [
     "EngineError",
     "Preprocess",
     "RVMConfig",
+    "StreamingEncoder",
     "create_engine",
     "load_checkpoint",
+    "load_encoder",
     "save_checkpoint",
     "weights_hash",
 ]
@@ -37,8 +40,10 @@ _MODULES = {
     "EngineError": "engines",
     "Preprocess": "preprocess",
     "RVMConfig": "config",
+    "StreamingEncoder": "streaming",
     "create_engine": "engines",
     "load_checkpoint": "checkpoint",
+    "load_encoder": "checkpoint",
     "save_checkpoint": "checkpoint",
     "weights_hash": "checkpoint",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rvm_core.arguments import parse_size
 from rvm_core.bench_cli import show_progress
-from rvm_core.encoders import ENCODER_NAMES
+from rvm_core.config import ENCODER_NAMES
 
 if TYPE_CHECKING:
     from rvm_core.bench import Progress

@@ -186,6 +186,10 @@ TRECVIT_SIZES: dict[str, TRecViTConfig] = {
 """The released sizes of TRecViT, whose recurrence is twice as wide as that of the paper's 111M."""
 
 
+ENCODER_NAMES: tuple[str, ...] = (*NAMED_SIZES, *TRECVIT_SIZES, *IMAGE_SIZES)
+"""Every model that is stepped frame by frame: RVM, TRecViT, and RVM without memory, such as "rvm_s16_image"."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FourDSConfig:
     """Sizes of a 4DS encoder (arXiv 2412.15212). Raises `ValueError` at construction for sizes that do not fit."""
@@ -218,6 +222,11 @@ class FourDSConfig:
     def name(self) -> str:
         """The name of this size, or "4ds_custom"."""
         return next((name for name, config in FOURDS_SIZES.items() if config == self), "4ds_custom")
+
+    @property
+    def encoder_only(self) -> FourDSConfig:
+        """All that features depend on."""
+        return self
 
     @property
     def frames(self) -> int:

@@ -48,9 +48,17 @@ class Decoder(nn.Module):
         x = torch.cat([embedded[:, :, :1], tokens], dim=2).flatten(0, 1)
         context = self.embedding(features.flatten(1, 2))  # shared by all targets of an example
         pixels = self.to_pixels(self.transformer(x, context)[:, 1:])
-        # Each patch lies as (row, column, colour) in its token.
-        pixels = pixels.reshape(batch, num_targets, rows, cols, PATCH_SIZE, PATCH_SIZE, 3)
-        return pixels.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, num_targets, 3, rows * PATCH_SIZE, cols * PATCH_SIZE)
+        return join_patches(pixels.unflatten(0, (batch, num_targets)), grid)
+
+
+def join_patches(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pixels of the patches of pictures (..., rows * cols, 16 * 16 * 3) -> the pictures (..., 3, H, W).
+
+    Each patch lies as (row, column, colour) in its token.
+    """
+    rows, cols = grid
+    parts = patches.reshape(-1, rows, cols, PATCH_SIZE, PATCH_SIZE, 3).permute(0, 5, 1, 3, 2, 4)
+    return parts.reshape(*patches.shape[:-2], 3, rows * PATCH_SIZE, cols * PATCH_SIZE)
 
 
 def visible_patches(mask: Tensor) -> Tensor:

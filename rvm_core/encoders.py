@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rvm_core.config import IMAGE_SIZES, IMAGE_SUFFIX, NAMED_SIZES, TRECVIT_SIZES, RVMConfig, TRecViTConfig
+from rvm_core.config import ENCODER_NAMES, IMAGE_SUFFIX, TRECVIT_SIZES, RVMConfig, TRecViTConfig
 from rvm_core.streaming import StreamingEncoder
-
-ENCODER_NAMES: tuple[str, ...] = (*NAMED_SIZES, *TRECVIT_SIZES, *IMAGE_SIZES)
-"""Every model that is stepped frame by frame: RVM, TRecViT, and RVM without memory, such as "rvm_s16_image"."""
 
 
 def named_config(name: str) -> RVMConfig | TRecViTConfig:

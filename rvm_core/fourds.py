@@ -7,6 +7,7 @@ width. There is no [CLS] and no norm after the last block.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +64,29 @@ class FourDS(nn.Module):
         tubes = self.encode(self.tokenize(clips), blocks=max(blocks, 0))
         return resize_axis(tubes.unflatten(1, (self.config.position_grid[0], -1)), 1, self.config.frames)
 
+    def with_frames(self, frames: int) -> FourDS:
+        """The same weights, shared, for windows of another even length: the positions are resized along time."""
+        if frames < TUBE_FRAMES or frames % TUBE_FRAMES:
+            raise ValueError(f"expected windows of an even number of frames, got {frames}")
+        tubes = frames // TUBE_FRAMES
+        with torch.device("meta"):
+            model = FourDS(replace(self.config, position_grid=(tubes, *self.config.position_grid[1:])), seed=None)
+        model.patch_embedding, model.blocks = self.patch_embedding, self.blocks
+        model.position_table = nn.Parameter(resize_axis(self.position_table.detach(), 0, tubes))
+        return model.eval()
+
     def tokenize(self, clips: Tensor) -> Tensor:
         """Tokens of tubes with their positions: (B, T, 3, H, W) -> (B, t*N, D), in the order time, row, column."""
         frames, _, height, width = clips.shape[1:]
         check_image_size(height, width)
         if frames != self.config.frames:
             raise ValueError(f"expected clips of {self.config.frames} frames, got {frames}; cut them with windows()")
-        positions = resize_axis(self.position_table, 1, height // PATCH_SIZE)
-        positions = resize_axis(positions, 2, width // PATCH_SIZE)
         tubes = self.patch_embedding(clips.transpose(1, 2)).movedim(1, -1)
-        return (tubes + positions).flatten(1, 3)
+        return tubes.flatten(1, 3) + self.positions(height // PATCH_SIZE, width // PATCH_SIZE)
+
+    def positions(self, rows: int, cols: int) -> Tensor:
+        """Of all tubes of a clip (t * rows * cols, D), resized where that is not the learned grid."""
+        return resize_axis(resize_axis(self.position_table, 1, rows), 2, cols).flatten(0, 2)
 
     def encode(self, tokens: Tensor, *, blocks: int | None = None) -> Tensor:
         """Any subset of a clip's tokens through all blocks, or the first so many: (B, n, D) -> (B, n, D)."""

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rvm_core.checkpoint import CheckpointError, load_checkpoint
-from rvm_core.config import NAMED_SIZES, RVMConfig
+from rvm_core.checkpoint import CheckpointError, load_model
+from rvm_core.config import FOURDS_SIZES, NAMED_SIZES, TRECVIT_SIZES, RVMConfig
 from rvm_core.download import DownloadError, download
+from rvm_core.readout_checkpoint import load_readout
+from rvm_core.releases import RELEASES
 from rvm_core.shipped_weights import SHIPPED, shipped_weights
-
-_BASE_URL = "https://storage.googleapis.com/representations4d/checkpoints/"
-_SIZE_TOLERANCE = 0.02
-"""The published sizes are rounded."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """A released checkpoint, in the release's .npz, with its decoder."""
-
-    url: str
-    file_bytes: int
-    """As published, rounded."""
-
-    @property
-    def allowed_bytes(self) -> range:
-        slack = int(self.file_bytes * _SIZE_TOLERANCE)
-        return range(self.file_bytes - slack, self.file_bytes + slack + 1)
-
-
-RELEASES: dict[str, Release] = {
-    "rvm_s16": Release(_BASE_URL + "pretrain_rvm_small16_256_204031069.npz", 270_000_000),
-    "rvm_b16": Release(_BASE_URL + "pretrain_rvm_base16_256_203916225.npz", 641_000_000),
-    "rvm_l16": Release(_BASE_URL + "pretrain_rvm_large16_256_202497301.npz", 1_636_000_000),
-    "rvm_h16": Release(_BASE_URL + "pretrain_rvm_huge16_256_203854202.npz", 3_108_000_000),
-}
 
 
 def weights_folder() -> Path:
@@ -103,12 +80,17 @@ def fetch_weights(name: str, *, folder: Path | None = None, url: str | None = No
 
 
 def _check_size_of(path: Path, name: str) -> None:
+    named: dict[str, Any] = {**NAMED_SIZES, **TRECVIT_SIZES, **FOURDS_SIZES}
     # Loading all of it compares every checksum.
-    config = load_checkpoint(path, decoder=True).config
-    if not _same_size(config, NAMED_SIZES[name]):
+    config: Any = load_model(path).config
+    if not _same_size(config, named[RELEASES[name].model or name]):
         raise CheckpointError(path, f"expected the weights of {name}, found {config.name}: {config}")
+    if name.endswith("_depth"):
+        load_readout(path, kind="depth")
 
 
-def _same_size(config: RVMConfig, named: RVMConfig) -> bool:
-    # How many heads the core of the largest release has is not published; the loader reads it from the file.
-    return replace(config, core_heads=named.core_heads, decoder=None) == named
+def _same_size(config: Any, named: Any) -> bool:
+    if isinstance(config, RVMConfig) and isinstance(named, RVMConfig):
+        # How many heads the core of the largest release has is not published; the loader reads it from the file.
+        config = replace(config, core_heads=named.core_heads)
+    return bool(config.encoder_only == named)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.config import NAMED_SIZES
+from rvm_core.releases import RELEASES
 
 if TYPE_CHECKING:
     from rvm_core.checkpoint import CheckpointInfo, Progress
@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     convert.set_defaults(run=_convert)
 
     fetch = actions.add_parser("fetch", help="download released weights; an interrupted download is continued")
-    fetch.add_argument("name", metavar="NAME", choices=sorted(NAMED_SIZES), help=", ".join(NAMED_SIZES))
+    fetch.add_argument("name", metavar="NAME", choices=tuple(RELEASES), help=", ".join(RELEASES))
     fetch.add_argument("--out", metavar="DIR", type=Path, help="folder to put NAME.npz in (default: the cache)")
     fetch.add_argument("--url", metavar="URL", help="of a mirror, instead of the release's own")
     fetch.set_defaults(run=_fetch)

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rvm_core.arguments import parse_size
-from rvm_core.encoders import ENCODER_NAMES
+from rvm_core.config import ENCODER_NAMES
 
 if TYPE_CHECKING:
     from rvm_core.engines import Engine

@@ -44,6 +44,8 @@ class RVMNode(LifecycleNode):
     Raises `ParameterError` at construction if the node was given a parameter that it does not have.
     """
 
+    _jumps: Any = None
+
     def __init__(self, node_name: str = "rvm", **kwargs: Any) -> None:
         super().__init__(node_name, **kwargs)
         declare_parameters(self)
@@ -70,7 +72,9 @@ class RVMNode(LifecycleNode):
         return self._worker is not None and self._worker.is_alive
 
     def destroy_node(self) -> None:
-        self._jumps.unregister()
+        if self._jumps is not None:  # as in a node that was not made to the end
+            self._jumps.unregister()
+            self._jumps = None
         super().destroy_node()
 
     # Lifecycle: load and build in configure, subscribe in activate, reset in deactivate.

@@ -40,6 +40,7 @@ class SoakClient:
         self._changed = threading.Condition()
         self._done = threading.Event()
         self._newest_ns = 0
+        self._services: dict[str, Any] = {}
 
     def __enter__(self) -> SoakClient:
         import rclpy
@@ -131,10 +132,9 @@ class SoakClient:
         self._queries.publish(nonsense(numbers, f"soak-{self.queries}"))
 
     def _call(self, kind: Any, name: str, request: Any, *, wait: bool) -> Any:
-        clients = self.__dict__.setdefault("_clients", {})
-        client = clients.get(name)
-        if client is None:
-            client = clients[name] = self._node.create_client(kind, f"/{NODE}/{name}")
+        if name not in self._services:
+            self._services[name] = self._node.create_client(kind, f"/{NODE}/{name}")
+        client = self._services[name]
         if not client.wait_for_service(timeout_sec=_SERVICE_TIMEOUT_S):
             return None
         future = client.call_async(request)

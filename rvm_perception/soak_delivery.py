@@ -10,7 +10,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ RATE_HZ = 30.0
 SIZES = ((480, 640), (720, 1280), (1080, 1920))
 RELIABILITIES = ("best_effort", "reliable")
 
+_CAMERA_DEPTH = 10
+"""Images that most drivers keep until they are sent."""
 _MATCH_TIMEOUT_S = 20.0
 _DRAIN_S = 1.0
 _RUN_TIMEOUT_S = 600.0
@@ -90,7 +92,8 @@ def _send(plan: DeliveryPlan) -> None:
     node = rclpy.create_node("soak_sender")
     done = node.create_publisher(Image, "/soak/done", _qos("reliable"))
     publishers = {
-        topic: node.create_publisher(Image, topic, _qos(reliability)) for topic, _, reliability in plan.topics()
+        topic: node.create_publisher(Image, topic, _qos(reliability, _CAMERA_DEPTH))
+        for topic, _, reliability in plan.topics()
     }
     _wait_until(lambda: all(p.get_subscription_count() for p in (*publishers.values(), done)), node)
     for topic, (height, width), _ in plan.topics():
@@ -118,8 +121,7 @@ def _receive(plan: DeliveryPlan) -> None:
     subscriptions = [node.create_subscription(Image, "/soak/done", ended.append, _qos("reliable"))]
     for topic, _, reliability in plan.topics():
         # As the node subscribes: the newest image is all it wants.
-        count = lambda message, topic=topic: received.update([topic])  # noqa: E731
-        subscriptions.append(node.create_subscription(Image, topic, count, _qos(reliability)))
+        subscriptions.append(node.create_subscription(Image, topic, _counter(received, topic), _qos(reliability)))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     deadline = time.monotonic() + _RUN_TIMEOUT_S
@@ -128,13 +130,20 @@ def _receive(plan: DeliveryPlan) -> None:
     print(json.dumps(received))
 
 
-def _qos(reliability: str) -> Any:
+def _counter(received: Counter[str], topic: str) -> Callable[[Any], None]:
+    def count(message: Any) -> None:
+        received[topic] += 1
+
+    return count
+
+
+def _qos(reliability: str, depth: int = 1) -> Any:
     from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy[reliability.upper()])
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
 
 
-def _wait_until(condition: Any, node: Any) -> None:
+def _wait_until(condition: Callable[[], bool], node: Any) -> None:
     deadline = time.monotonic() + _MATCH_TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rvm_core.atomic import atomic_file
-from rvm_training.pretrain_config import PretrainConfig, to_dict
+from rvm_training.pretrain_config import PretrainConfig, from_dict, to_dict
 
 HELD_OUT_SEED = 2**20
 """Of the examples that the reconstruction loss is measured on; another one than training draws its examples with."""
@@ -115,8 +115,15 @@ def open_folder(ablation: Ablation, root: Path) -> None:
             raise AblationError(f"{root} is not empty and holds no ablation; give another folder")
         root.mkdir(parents=True, exist_ok=True)
         _write(path, plan)
-    elif json.loads(path.read_text(encoding="utf-8")) != plan:
+    elif _whole(json.loads(path.read_text(encoding="utf-8"))) != plan:
         raise AblationError(f"{root} holds another ablation, see {path}; give another folder, or the same arguments")
+
+
+def _whole(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan whose configurations have the keys that they lack, which came later, with their defaults."""
+    variants = {name: to_dict(from_dict(PretrainConfig, config)) for name, config in plan.get("variants", {}).items()}
+    whole: dict[str, Any] = json.loads(json.dumps({**plan, "variants": variants}))
+    return whole
 
 
 def read_results(ablation: Ablation, root: Path) -> dict[str, list[Result]]:
@@ -173,7 +180,7 @@ def _model(ablation: Ablation, task: Task, folder: Path, is_stopped: Callable[[]
         model = _train(config, folder / "run", is_stopped)
         if model is None:
             return None
-    encoder = model_encoder(task.name, model, source_frames=config.sampling.source_frames, random=untrained)
+    encoder = model_encoder(task.name, model, source_frames=config.rvm_sampling.source_frames, random=untrained)
     return encoder, {"loss": reconstruction_loss(model, _held_out(config))}
 
 
@@ -196,10 +203,10 @@ def _held_out(config: PretrainConfig) -> list[Any]:
     from rvm_training.data.loader import make_loader
 
     data = replace(config.data, sources=config.data.held_out, held_out=(), workers=0, seed=0)
-    sampling = replace(config.sampling, source_frames=MOST_SOURCES)
+    sampling = replace(config.rvm_sampling, source_frames=MOST_SOURCES)
     with make_loader(data, sampling, batch_size=config.batch_size, seed=HELD_OUT_SEED) as loader:
         batches = [next(loader) for _ in range(HELD_OUT_BATCHES)]
-    return [batch._replace(source=np.asarray(batch.source)[:, -config.sampling.source_frames :]) for batch in batches]
+    return [batch._replace(source=np.asarray(batch.source)[:, -config.rvm_sampling.source_frames :]) for batch in batches]
 
 
 def share_of_cores(index: int, jobs: int) -> None:

@@ -5,7 +5,7 @@ Shapes: B batch, S source frames, N patch tokens of a frame, D width; tokens car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rvm_core.config import PATCH_SIZE
 from rvm_core.model import RVM
-from rvm_core.preprocess import Preprocess, ResizePolicy
 from rvm_core.tracking import FeatureTracker
 from rvm_training import objective
 from rvm_training.baselines import pixel_tokens
@@ -23,6 +22,7 @@ from rvm_training.data.moving_noise import NoiseConfig
 from rvm_training.data.scenes import SceneConfig
 from rvm_training.eval_cli import FIRST_SEED
 from rvm_training.eval_report import make_report
+from rvm_training.evaluation.frame_encoder import FrameEncoder, model_step
 from rvm_training.evaluators.noise_square import NoiseSquareBenchmark
 from rvm_training.evaluators.synthetic import Evaluation, Method, evaluate
 from rvm_training.objective import PretrainBatch
@@ -37,65 +37,19 @@ UInt8Array = npt.NDArray[np.uint8]
 Scores = dict[str, float]
 
 
-class FrameEncoder:
-    """Features of one frame after the other, by a function instead of an engine; an `evaluation.features.Encoder`.
-
-    Args:
-        name: for tables.
-        width: D.
-        step: (frame uint8 (H, W, 3), state) -> (tokens float32 (N+1, D), state); before the first frame it is None.
-        random: whether the weights are random.
-    """
-
-    def __init__(
-        self, name: str, width: int, step: Callable[[UInt8Array, Any], tuple[Tensor, Any]], *, random: bool = False
-    ) -> None:
-        self.name, self.width, self.step, self.random = name, width, step, random
-
-    def identity(self, image_size: tuple[int, int]) -> dict[str, Any]:
-        """See `rvm_training.evaluation.features.Encoder`."""
-        return {"name": self.name, "image_size": list(image_size)}
-
-    def encode(
-        self,
-        frames: Iterable[UInt8Array],
-        image_size: tuple[int, int],
-        *,
-        policy: ResizePolicy = "stretch",
-        reset_every_frame: bool = False,
-    ) -> Iterator[Tensor]:
-        """See `rvm_training.evaluation.features.Encoder`."""
-        preprocess = Preprocess(height=image_size[0], width=image_size[1], policy=policy)
-        state = None
-        for frame in frames:
-            tokens, after = self.step(preprocess(frame), state)
-            state = None if reset_every_frame else after
-            yield tokens
-
-
 def model_encoder(name: str, model: RVM, *, source_frames: int, random: bool = False) -> FrameEncoder:
     """The features of a pretrained model: a recurrent one steps; one with self-attention looks at the newest frames.
 
     source_frames: how many frames self-attention joins, as many as it was trained with; the features are those of the
     last of them, so that no frame is known beforehand.
     """
-    step = _attending(model, source_frames) if isinstance(model.core, SelfAttentionAggregator) else _recurrent(model)
+    step = _attending(model, source_frames) if isinstance(model.core, SelfAttentionAggregator) else model_step(model)
     return FrameEncoder(name, model.config.width, step, random=random)
 
 
 def pixel_encoder() -> FrameEncoder:
     """Raw pixels of patches in the place of features."""
     return FrameEncoder("raw pixels", 3 * PATCH_SIZE**2, lambda frame, state: (pixel_tokens(frame), state))
-
-
-def _recurrent(model: RVM) -> Callable[[UInt8Array, Any], tuple[Tensor, Any]]:
-    @torch.inference_mode()
-    def step(frame: UInt8Array, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        state = model.init_state(1, *frame.shape[:2]) if state is None else state
-        features, state = model(_pixels(frame), state)
-        return features[0], state
-
-    return step
 
 
 def _attending(model: RVM, source_frames: int) -> Callable[[UInt8Array, Any], tuple[Tensor, Any]]:

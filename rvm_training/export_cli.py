@@ -22,7 +22,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="new file: .npz, the release's layout, or .safetensors",
     )  # fmt: skip
     parser.add_argument("--step", metavar="N", type=int, help="of which checkpoint; default: the newest")
-    parser.add_argument("--no-decoder", action="store_true", help="encoder and core only, as inference needs them")
+    parser.add_argument("--no-decoder", action="store_true", help="encoder and core only, as inference needs them; TRecViT and 4DS have none")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.set_defaults(run=_run)
 
@@ -48,8 +48,9 @@ def _run(args: argparse.Namespace) -> int:
     except DiskFullError as error:
         print(f"rvm-train export: error: {error}", file=sys.stderr)
         return DISK_FULL
-    kind = "with" if model.decoder else "without"
-    print(f"{args.out}: {model.config.name} of step {step}, {kind} decoder, hash {weights_hash(model)}")
+    kind = "with" if getattr(model, "decoder", None) else "without"
+    config: Any = model.config
+    print(f"{args.out}: {config.name} of step {step}, {kind} decoder, hash {weights_hash(model)}")
     return DONE
 
 

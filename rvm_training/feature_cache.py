@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ from rvm_training.readouts.clips import Clip, ClipEncoder, ClipSource
 FORMAT_VERSION = 1
 SPARE_BYTES = 256 << 20
 """Left free on the disk."""
+LOCK_SECONDS = 3.0
+"""So long a cache is waited for that another process uses."""
 CLIPS_AT_ONCE = 16
 """Clips that are encoded together: the larger, the faster, until the processor's caches are full."""
 
@@ -349,9 +352,17 @@ def _read_chunk(source: ClipSource, chunk: list[int]) -> list[Clip | None]:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     with open(folder / "lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CacheError(f"another process is filling {folder}: wait for it, or choose another --cache") from error
+        # Another process that finds the cache full holds the lock for a moment only.
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise CacheError(
+                        f"another process is filling {folder}: wait for it, or choose another --cache"
+                    ) from error
+                time.sleep(0.05)
         flush(folder)
         yield

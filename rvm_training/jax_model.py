@@ -1,6 +1,6 @@
 """The torch model as the jax step runs it: through torchax, block by block, each with parameters gathered at its use.
 
-No layer is defined here. Blocks are wrapped, equal ones become one loop, and so do the time steps of the core.
+No layer is defined here. Blocks are wrapped, equal ones become one loop, and so do the time steps of RVM's core.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchax.interop import call_jax, call_torch
 
-from rvm_core.config import PATCH_SIZE
+from rvm_core.config import PATCH_SIZE, TUBE_FRAMES
 from rvm_core.encoder import PatchEmbedding
+from rvm_core.fourds import TubeEmbedding
 from rvm_core.layers import Linear, MergeHeads, SplitHeads
-from rvm_core.model import RVM
 from rvm_core.recurrent import RecurrentCore
 from rvm_training.pretrain_config import PretrainConfig
 from rvm_training.pretrain_model import build_model
@@ -49,6 +49,16 @@ class PatchProduct(PatchEmbedding):
         patches = frames.unflatten(-1, (-1, PATCH_SIZE)).unflatten(-3, (-1, PATCH_SIZE))  # (B, 3, h, 16, w, 16)
         tokens = F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3), self.weight.flatten(1), self.bias)
         return tokens.permute(0, 3, 1, 2)
+
+
+class TubeProduct(TubeEmbedding):
+    """The same for the tubelets of clips."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        # (B, 3, t, 2, h, 16, w, 16)
+        tubes = clips.unflatten(-1, (-1, PATCH_SIZE)).unflatten(-3, (-1, PATCH_SIZE)).unflatten(2, (-1, TUBE_FRAMES))
+        tokens = F.linear(tubes.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4), self.weight.flatten(1), self.bias)
+        return tokens.permute(0, 4, 1, 2, 3)
 
 
 class ScannedCore(RecurrentCore):
@@ -115,10 +125,9 @@ class JaxModel:
     def __init__(self, config: PretrainConfig, devices: int) -> None:
         with torch.device("meta"):
             model = build_model(config, seed=None)
-            if config.scan_layers and config.aggregator == "core":
-                model.add_module("core", ScannedCore(config.model))
-            patch_embedding = PatchProduct(config.model.width)
-            model.encoder.patch_embedding = patch_embedding
+            for name, module in list(model.named_modules()):
+                if (other := _faster(module, config)) is not None:
+                    model.set_submodule(name, other)
         self.shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
         """Of all parameters, by name."""
         self._scanned = config.scan_layers
@@ -164,10 +173,21 @@ class JaxModel:
         return arranged
 
 
+def _faster(module: nn.Module, config: PretrainConfig) -> nn.Module | None:
+    """What takes the place of a module: the same function of the same parameters."""
+    if isinstance(module, PatchEmbedding):
+        return PatchProduct(module.weight.shape[0])
+    if isinstance(module, TubeEmbedding):
+        return TubeProduct(module.weight.shape[0])
+    if isinstance(module, RecurrentCore) and config.scan_layers:
+        return ScannedCore(config.rvm_model)
+    return None
+
+
 class _Function(nn.Module):
     """A function of a model as a module, so that it can be called with other parameters."""
 
-    def __init__(self, model: RVM, function: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model = model
         self._function = function

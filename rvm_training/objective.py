@@ -1,44 +1,37 @@
-"""The objective of pretraining: pixels of masked target frames from source frames before them.
+"""The objective of pretraining: the pixels of frames of which only a few patches are shown.
 
-Shapes: B batch, S source frames, K targets, V visible patches of a target, H W frame in pixels.
+Shapes: B batch, K targets or all frames of a clip, H W frame in pixels.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from rvm_core.model import RVM
+from rvm_training.pretrain_batch import Batch, ClipBatch, PretrainBatch
+
+__all__ = ["PretrainBatch", "loss", "reconstruct", "to_unit"]
 
 
-class PretrainBatch(NamedTuple):
-    """A batch of examples, as arrays of numpy or jax or as tensors of torch."""
+def reconstruct(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Reconstructed and true frames, both (B, K, 3, H, W) float32, the true ones in [0, 1].
 
-    source: Any
-    """uint8 (B, S, H, W, 3): consecutive source frames, RGB."""
-    target: Any
-    """uint8 (B, K, H, W, 3): target frames, RGB."""
-    time_gaps: Any
-    """int32 (B, K): frames from the last source frame to each target."""
-    visible: Any
-    """int32 (B, K, V): the visible patches of each target, row-major, ascending."""
-
-
-def reconstruct(model: RVM, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
-    """Reconstructed and true targets, both (B, K, 3, H, W) float32, the true ones in [0, 1].
-
-    The batch is of tensors, on the device of the model.
+    model: of the kind that learns from such batches (see `pretrain_model.build_model`). The batch is of tensors, on its
+    device.
     """
+    if isinstance(batch, ClipBatch):
+        frames = to_unit(batch.frames)
+        return model.reconstruct(frames, batch.visible.long()), frames
     target = to_unit(batch.target)
     pixels, _ = model.reconstruct(to_unit(batch.source), target, batch.time_gaps.long(), batch.visible.long())
     return pixels, target
 
 
-def loss(model: RVM, batch: PretrainBatch) -> Tensor:
-    """Mean square of the difference over all pixels of all targets, hidden and visible, with values in [0, 1]."""
-    pixels, target = reconstruct(model, batch)
-    return (pixels.float() - target).square().mean()
+def loss(model: Any, batch: Batch) -> Tensor:
+    """Mean square of the difference over all pixels of all these frames, hidden and visible, with values in [0, 1]."""
+    pixels, truth = reconstruct(model, batch)
+    return (pixels.float() - truth).square().mean()
 
 
 def to_unit(frames: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def _describe_devices() -> str:
 
 def _describe(config: PretrainConfig, trainer: Trainer, peak: Peak) -> Iterator[str]:
     """What was found, a line each, for people."""
-    sampling, steps = config.sampling, config.optimizer.steps
+    steps = config.optimizer.steps
     counts: dict[str, int] = {}
     for name, leaf in trainer.abstract_state().parameters.items():
         part = name.partition(".")[0]
@@ -159,11 +159,7 @@ def _describe(config: PretrainConfig, trainer: Trainer, peak: Peak) -> Iterator[
     yield "mesh: " + ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items())
     yield f"peak of a device: {peak}"
     yield f"model: {config.model.name}, {sum(counts.values()) / 1e6:.1f} M parameters ({parts}), {config.compute_dtype}"
-    size = f"{sampling.image_size}x{sampling.image_size}"
-    yield (
-        f"example: {sampling.source_frames} source and {sampling.targets} target frames of {size}, {sampling.visible} "
-        f"of {sampling.patches} patches visible; {_flops(config) / 1e9:.3g} GFLOP forward and backward"
-    )
+    yield f"example: {config.sampling.describe()}; {_flops(config) / 1e9:.3g} GFLOP forward and backward"
     yield (
         f"step: {config.batch_size} examples, {config.batch_size // trainer.mesh.size} a device; {steps} steps, "
         f"{config.batch_size * steps / 1e6:.4g} M examples"

@@ -2,85 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from rvm_core.config import PATCH_SIZE, RVMConfig, check_image_size
+from rvm_core.config import RVMConfig
+from rvm_training.config_values import ConfigError, check, from_dict, to_dict
+from rvm_training.mae_config import TubeletMAEConfig, TubeMAEConfig
+from rvm_training.sampling_config import ClipSamplingConfig, SamplingConfig
 
+__all__ = [
+    "ClipSamplingConfig",
+    "ConfigError",
+    "DataConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "SamplingConfig",
+    "SourceConfig",
+    "from_dict",
+    "to_dict",
+]
+
+Objective = Literal["rvm", "trecvit_mae", "4ds_mae"]
 Aggregator = Literal["core", "self_attention"]
 ComputeDtype = Literal["bfloat16", "float32"]
-_T = TypeVar("_T")
 
-
-class ConfigError(ValueError):
-    """A configuration that makes no sense, or a file that holds something else."""
-
-
-def _check(config: object, name: str, valid: bool, expected: str) -> None:
-    if not valid:
-        value = getattr(config, name)
-        raise ConfigError(f"{type(config).__name__}.{name} must be {expected}, got {value!r}")
-
-
-def _is_range(value: tuple[float, float], low: float, high: float) -> bool:
-    return len(value) == 2 and low < value[0] <= value[1] <= high
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """What an example is: source and target frames of a clip, crops, masks. Raises `ConfigError` at construction."""
-
-    source_frames: int = 4
-    """Consecutive source frames, all of them seen whole."""
-    targets: int = 4
-    """Target frames of an example."""
-    min_gap: int = 4
-    """Smallest number of frames from the last source frame to a target."""
-    max_gap: int = 48
-    """Largest number of frames from the last source frame to a target, itself included."""
-    mask_ratio: float = 0.95
-    """Share of a target's patches that are hidden; at least one patch stays visible and one hidden."""
-    image_size: int = 256
-    """Height and width of all frames in pixels."""
-    clip_frames: int = 64
-    """Frames of a clip of the data set."""
-    crop_scale: tuple[float, float] = (0.3, 1.0)
-    """Least and greatest share of the frame's area that a random crop covers."""
-    crop_aspect: tuple[float, float] = (0.75, 1.25)
-    """Least and greatest ratio of width to height of a random crop."""
-    flip: float = 0.5
-    """Probability that a whole clip is mirrored left to right."""
-
-    def __post_init__(self) -> None:
-        for name in ("source_frames", "targets", "min_gap", "clip_frames"):
-            _check(self, name, getattr(self, name) >= 1, "at least 1")
-        _check(self, "max_gap", self.max_gap >= self.min_gap, f"at least min_gap, {self.min_gap}")
-        needed = self.source_frames + self.max_gap
-        _check(self, "clip_frames", self.clip_frames >= needed, f"at least source_frames + max_gap = {needed}")
-        _check(self, "mask_ratio", 0 < self.mask_ratio < 1, "between 0 and 1")
-        try:
-            check_image_size(self.image_size, self.image_size)
-        except ValueError as error:
-            raise ConfigError(f"SamplingConfig.image_size: {error}") from error
-        _check(self, "image_size", self.patches > 1, "more than one patch")
-        _check(self, "crop_scale", _is_range(self.crop_scale, 0, 1), "two rising numbers above 0, at most 1")
-        _check(self, "crop_aspect", _is_range(self.crop_aspect, 0, math.inf), "two rising numbers above 0")
-        _check(self, "flip", 0 <= self.flip <= 1, "between 0 and 1")
-
-    @property
-    def patches(self) -> int:
-        """Patches of a frame."""
-        return (self.image_size // PATCH_SIZE) ** 2
-
-    @property
-    def visible(self) -> int:
-        """Visible patches of a target: 12 of 256 at the ratio of the paper."""
-        return min(max(math.floor(self.patches * (1 - self.mask_ratio) + 1e-9), 1), self.patches - 1)
+_PARTS: dict[str, dict[str, type]] = {
+    "rvm": {"model": RVMConfig, "sampling": SamplingConfig},
+    "trecvit_mae": {"model": TubeMAEConfig, "sampling": ClipSamplingConfig},
+    "4ds_mae": {"model": TubeletMAEConfig, "sampling": ClipSamplingConfig},
+}
+"""Of each objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +64,15 @@ class OptimizerConfig:
     """Longer gradients are scaled down to this norm, over all parameters; None leaves them."""
 
     def __post_init__(self) -> None:
-        _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "positive")
-        _check(self, "end_learning_rate", 0 <= self.end_learning_rate <= self.learning_rate, "0 to learning_rate")
-        _check(self, "steps", self.steps >= 1, "at least 1")
-        _check(self, "warmup_steps", 0 <= self.warmup_steps < self.steps, f"0 or more and under steps, {self.steps}")
-        _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        check(self, "learning_rate", 0 < self.learning_rate < math.inf, "positive")
+        check(self, "end_learning_rate", 0 <= self.end_learning_rate <= self.learning_rate, "0 to learning_rate")
+        check(self, "steps", self.steps >= 1, "at least 1")
+        check(self, "warmup_steps", 0 <= self.warmup_steps < self.steps, f"0 or more and under steps, {self.steps}")
+        check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
         for name in ("b1", "b2"):
-            _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and under 1")
-        _check(self, "epsilon", 0 < self.epsilon < math.inf, "positive")
-        _check(self, "clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "positive or None")
+            check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and under 1")
+        check(self, "epsilon", 0 < self.epsilon < math.inf, "positive")
+        check(self, "clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "positive or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +88,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         for name in ("name", "path"):
-            _check(self, name, bool(getattr(self, name)), "not empty")
-        _check(self, "weight", 0 < self.weight < math.inf, "positive")
+            check(self, name, bool(getattr(self, name)), "not empty")
+        check(self, "weight", 0 < self.weight < math.inf, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,21 +108,23 @@ class DataConfig:
     def __post_init__(self) -> None:
         for field_name in ("sources", "held_out"):
             names = [source.name for source in getattr(self, field_name)]
-            _check(self, field_name, len(set(names)) == len(names), "of different names")
-        _check(self, "workers", self.workers >= 0, "0 or more")
-        _check(self, "seed", self.seed >= 0, "0 or more")
+            check(self, field_name, len(set(names)) == len(names), "of different names")
+        check(self, "workers", self.workers >= 0, "0 or more")
+        check(self, "seed", self.seed >= 0, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """A whole pretraining run. Raises `ConfigError` at construction."""
 
-    model: RVMConfig
-    """Sizes of the model, with its decoder."""
+    model: RVMConfig | TubeMAEConfig | TubeletMAEConfig
+    """Sizes of the model, with what decodes; of the class that belongs to the objective."""
+    objective: Objective = "rvm"
+    """What is learnt: RVM, later frames from a few of their patches; the others, whole clips as masked autoencoders."""
     aggregator: Aggregator = "core"
-    """What joins the source frames: the recurrent core, or full self-attention over all their tokens."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """What an example is."""
+    """RVM only: what joins the source frames, the recurrent core, or full self-attention over all their tokens."""
+    sampling: SamplingConfig | ClipSamplingConfig = field(default_factory=SamplingConfig)
+    """What an example is; of the class that belongs to the objective."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the weights move."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -197,81 +153,47 @@ class PretrainConfig:
     """Batches of an evaluation: always the same ones, with the same masks."""
 
     def __post_init__(self) -> None:
-        decoder = self.model.decoder
-        if decoder is None:
-            raise ConfigError("PretrainConfig.model must have a decoder: pretraining reconstructs pixels")
-        gaps = decoder.max_time_gap
-        _check(self.sampling, "max_gap", self.sampling.max_gap < gaps, f"under the decoder's max_time_gap, {gaps}")
-        for name in ("aggregator", "compute_dtype"):
-            choices = typing.get_args(Aggregator if name == "aggregator" else ComputeDtype)
-            _check(self, name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        for name, choices in (("objective", Objective), ("aggregator", Aggregator), ("compute_dtype", ComputeDtype)):
+            known = typing.get_args(choices)
+            check(self, name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        for name, cls in _PARTS[self.objective].items():
+            check(self, name, isinstance(getattr(self, name), cls), f"a {cls.__name__} for {self.objective}")
+        if isinstance(self.model, RVMConfig):
+            self._check_rvm(self.model)
+        if isinstance(self.sampling, ClipSamplingConfig):
+            self._check_clips(self.sampling)
         counts = ("batch_size", "checkpoint_every", "keep_checkpoints", "log_every", "picture_every")
         for name in (*counts, "eval_every", "eval_batches"):
-            _check(self, name, getattr(self, name) >= 1, "at least 1")
-        _check(self, "seed", self.seed >= 0, "0 or more")
+            check(self, name, getattr(self, name) >= 1, "at least 1")
+        check(self, "seed", self.seed >= 0, "0 or more")
 
+    def _check_rvm(self, model: RVMConfig) -> None:
+        if model.decoder is None:
+            raise ConfigError("PretrainConfig.model must have a decoder: pretraining reconstructs pixels")
+        gaps = model.decoder.max_time_gap
+        check(self.rvm_sampling, "max_gap", self.rvm_sampling.max_gap < gaps, f"under the decoder's max_time_gap, {gaps}")
 
-def to_dict(config: object) -> dict[str, Any]:
-    """A configuration as what JSON and YAML can hold; `from_dict` reads it."""
-    return {name: _plain(value) for name, value in vars(config).items()}
+    def _check_clips(self, sampling: ClipSamplingConfig) -> None:
+        check(self, "aggregator", self.aggregator == "core", f"core for {self.objective}")
+        mask = "tubelets" if isinstance(self.model, TubeletMAEConfig) else "tubes"
+        check(sampling, "mask", sampling.mask == mask, f"{mask} for {self.objective}")
+        if isinstance(self.model, TubeletMAEConfig):
+            frames = self.model.encoder.frames
+            check(sampling, "frames", sampling.frames == frames, f"the {frames} of the encoder's window")
 
+    @classmethod
+    def chosen_types(cls, values: Mapping[Any, object]) -> dict[str, type]:
+        """Of the fields whose class belongs to the objective; for `from_dict`."""
+        return _PARTS.get(str(values.get("objective", "rvm")), {})
 
-def _plain(value: object) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    @property
+    def rvm_model(self) -> RVMConfig:
+        """The model of the objective "rvm". Raises `ConfigError` for another objective."""
+        check(self, "model", isinstance(self.model, RVMConfig), "an RVMConfig")
+        return typing.cast(RVMConfig, self.model)
 
-
-def from_dict(cls: type[_T], values: object, *, at: str = "") -> _T:
-    """The dataclass `cls` from what `to_dict` returned or a YAML file held; what is left out keeps its default.
-
-    `at` says in messages where in the file this is. Raises `ConfigError` for unknown or missing keys, wrong types and
-    values that the class refuses.
-    """
-    where = at or cls.__name__
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} must be a mapping, got {type(values).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := [str(key) for key in values if key not in fields]:
-        raise ConfigError(f"{where} has unknown keys {', '.join(unknown)}; known ones: {', '.join(fields)}")
-    needs = [name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in needs if name not in values]:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    hints = typing.get_type_hints(cls)
-    parsed = {name: _parse(hints[name], value, f"{at}.{name}".lstrip(".")) for name, value in values.items()}
-    try:
-        return cls(**parsed)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _parse(hint: Any, value: object, at: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _parse(next(argument for argument in arguments if argument is not types.NoneType), value, at)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{at} must be one of {', '.join(arguments)}, got {value!r}")
-    if origin is tuple:
-        return _parse_tuple(arguments, value, at)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, at=at)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
-        raise ConfigError(f"{at} must be of type {hint.__name__}, got {value!r}")
-    return value
-
-
-def _parse_tuple(arguments: tuple[Any, ...], value: object, at: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{at} must be a list, got {value!r}")
-    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-        raise ConfigError(f"{at} must be a list of {len(arguments)}, got {value!r}")
-    hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-    return tuple(_parse(hint, item, f"{at}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))
+    @property
+    def rvm_sampling(self) -> SamplingConfig:
+        """The examples of the objective "rvm". Raises `ConfigError` for another objective."""
+        check(self, "sampling", isinstance(self.sampling, SamplingConfig), "a SamplingConfig")
+        return typing.cast(SamplingConfig, self.sampling)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
-from rvm_training.objective import PretrainBatch
-from rvm_training.pretrain_config import DataConfig, PretrainConfig, SamplingConfig
+from rvm_training.pretrain_batch import Batch, Sampling
+from rvm_training.pretrain_config import DataConfig, PretrainConfig
 
 
 class Loader(Protocol):
     """Endless batches of this process's examples, of numpy; the same ones again from the same position."""
 
-    def __next__(self) -> PretrainBatch: ...
+    def __next__(self) -> Batch: ...
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch, as JSON can hold it."""
@@ -26,7 +26,7 @@ class MakeLoader(Protocol):
     def __call__(
         self,
         data: DataConfig,
-        sampling: SamplingConfig,
+        sampling: Sampling,
         *,
         batch_size: int,
         seed: int,
@@ -47,7 +47,7 @@ def training_loader(make: MakeLoader, config: PretrainConfig, process: int, proc
     )
 
 
-def held_out_batches(make: MakeLoader, config: PretrainConfig, process: int, processes: int) -> list[PretrainBatch]:
+def held_out_batches(make: MakeLoader, config: PretrainConfig, process: int, processes: int) -> list[Batch]:
     """This process's share of the batches of the evaluation loss; none where no clips are held out.
 
     They are always the same ones, with the same crops and masks.

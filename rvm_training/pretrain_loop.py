@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rvm_training import train_devices
-from rvm_training.objective import PretrainBatch
+from rvm_training.pretrain_batch import Batch
 from rvm_training.pretrain_config import PretrainConfig
 from rvm_training.pretrain_loader import Loader
+from rvm_training.sampling_config import Mask
 from rvm_training.train_checkpoint import TrainCheckpoints
 from rvm_training.train_log import Row, TrainLog
 from rvm_training.train_meter import Meter
@@ -54,7 +55,7 @@ class PretrainLoop:
     trainer: Trainer
     checkpoints: TrainCheckpoints
     loader: Loader
-    held_out: list[PretrainBatch]
+    held_out: list[Batch]
     """This process's part of the batches of the evaluation loss, of numpy."""
     meter: Meter
     log: TrainLog | None
@@ -111,7 +112,7 @@ class PretrainLoop:
             raise DivergedError(step, ", ".join(wrong))
         self.meter.add(**values)
 
-    def _report(self, state: TrainState, step: int, local: PretrainBatch, batch: PretrainBatch, *, ended: bool) -> None:
+    def _report(self, state: TrainState, step: int, local: Batch, batch: Batch, *, ended: bool) -> None:
         """Logs what is due after a step."""
         row: Row = {}
         if ended or step % self.config.log_every == 0:
@@ -129,14 +130,16 @@ class PretrainLoop:
             with self.meter.pause():
                 self._picture(state, step, local, batch)
 
-    def _picture(self, state: TrainState, step: int, local: PretrainBatch, batch: PretrainBatch) -> None:
+    def _picture(self, state: TrainState, step: int, local: Batch, batch: Batch) -> None:
         if self.held_out:
             local = self.held_out[0]
             batch = self.trainer.place(local)
         pixels = _own_rows(self.trainer.reconstruct(state, batch))
         if self.log:
-            shown = PretrainBatch(*(array[:_PICTURED] for array in local))
-            self.log.picture(step, draw_reconstructions(shown, pixels[: len(shown.source)]))
+            shown = local._make(array[:_PICTURED] for array in local)
+            pictured = pixels[: len(shown.visible)]
+            mask: Mask = getattr(self.config.sampling, "mask", "tubes")
+            self.log.picture(step, draw_reconstructions(shown, pictured, mask=mask))
 
     def _save(self, state: TrainState, step: int) -> None:
         self._read()

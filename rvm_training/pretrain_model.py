@@ -1,9 +1,11 @@
-"""The torch model that is pretrained: an RVM, or its ablation with self-attention in the place of the core.
+"""The torch model that is pretrained: an RVM, its ablation with self-attention in the place of the core, or another.
 
 Shapes: B batch, T source frames, N+1 tokens of a frame with [CLS] first, D width.
 """
 
 from __future__ import annotations
+
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,10 @@ from rvm_core.config import RVMConfig
 from rvm_core.layers import LAYER_NORM_EPS, EncoderBlock, initialize
 from rvm_core.model import RVM
 from rvm_core.position import sincos_table
+from rvm_training.fourds_mae import TubeletMAE
+from rvm_training.mae_config import TubeletMAEConfig, TubeMAEConfig
 from rvm_training.pretrain_config import PretrainConfig
+from rvm_training.trecvit_mae import TubeMAE
 
 
 class SelfAttentionAggregator(nn.Module):
@@ -43,11 +48,19 @@ def aggregator_mlp_width(config: RVMConfig) -> int:
     return config.core_mlp_width + 2 * config.width + 2 * config.width // config.core_depth
 
 
-def build_model(config: PretrainConfig, *, seed: int | None) -> RVM:
+PretrainModel: TypeAlias = Any
+"""An `RVM` with decoder, a `TubeMAE` or a `TubeletMAE`: a torch module with a method `reconstruct`."""
+
+
+def build_model(config: PretrainConfig, *, seed: int | None) -> PretrainModel:
     """The model of a configuration, with random weights drawn from `seed`, or uninitialised ones for None.
 
     With aggregator "self_attention", `core` is a `SelfAttentionAggregator`: such a model reconstructs, but has no step.
     """
+    if isinstance(config.model, TubeMAEConfig):
+        return TubeMAE(config.model, seed=seed)
+    if isinstance(config.model, TubeletMAEConfig):
+        return TubeletMAE(config.model, seed=seed)
     if config.aggregator == "core":
         return RVM(config.model, seed=seed)
     model = RVM(config.model, seed=None)

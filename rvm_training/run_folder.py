@@ -85,7 +85,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} has a run up to step {steps[-1]}: go on with --resume, or name another folder with --out"
             )
-        if different := list(differences(self._read(), to_dict(config))):
+        if different := list(differences(to_dict(self.read_config()), to_dict(config))):
             raise RunFolderError(
                 f"{self.path} has a run of another configuration; it goes on only with its own (leave out --config), or "
                 "name another folder with --out. There and here:\n  " + "\n  ".join(different)

@@ -139,8 +139,10 @@ def read_parameters(checkpoint: Path) -> dict[str, np.ndarray]:
 
     Raises `TrainCheckpointError` if it cannot be read.
     """
+    path = checkpoint.resolve() / _PARAMETERS
+    if not path.is_dir():
+        raise TrainCheckpointError(f"there is no checkpoint {checkpoint}")
     with _damage(checkpoint), ocp.StandardCheckpointer() as reader:
-        path = checkpoint.resolve() / _PARAMETERS
         metadata = reader.metadata(path).item_metadata.tree
         as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(metadata))
         return {name: np.asarray(value) for name, value in reader.restore(path, as_numpy).items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rvm_core.config import PATCH_SIZE, DecoderConfig, RVMConfig
-from rvm_training.pretrain_config import PretrainConfig, SamplingConfig
+from rvm_core.config import PATCH_SIZE, TUBE_FRAMES, DecoderConfig, RVMConfig, TRecViTConfig
+from rvm_training.mae_config import TubeletMAEConfig, TubeMAEConfig
+from rvm_training.pretrain_config import ClipSamplingConfig, PretrainConfig, SamplingConfig
 from rvm_training.pretrain_model import aggregator_mlp_width
 
 _PATCH_VALUES = 3 * PATCH_SIZE**2
@@ -16,12 +17,49 @@ def train_flops(config: PretrainConfig) -> int:
     computes twice. The backward pass takes two products for each one of the forward pass, but only one where the input
     is data.
     """
-    model, sampling = config.model, config.sampling
+    if isinstance(config.sampling, SamplingConfig):
+        forward, of_data = _sources_and_targets(config)
+    elif isinstance(config.model, TubeMAEConfig):
+        forward, of_data = _tubes(config.model, config.sampling)
+    else:
+        assert isinstance(config.model, TubeletMAEConfig)
+        forward, of_data = _tubelets(config.model, config.sampling)
+    return config.batch_size * (3 * forward + 2 * of_data)
+
+
+def _sources_and_targets(config: PretrainConfig) -> tuple[int, int]:
+    """Forward FLOPs of an example: of products of activations, of products of data."""
+    model, sampling = config.rvm_model, config.rvm_sampling
     decoder = model.decoder or DecoderConfig()
     aggregate = _core if config.aggregator == "core" else _self_attention
     forward = _encoder(model, sampling) + aggregate(model, sampling) + _decoder(decoder, model.width, sampling)
-    of_data = _patch_embedding(model, sampling) + _time_gaps(decoder, sampling)
-    return config.batch_size * (3 * forward + 2 * of_data)
+    return forward, _patch_embedding(model, sampling) + _time_gaps(decoder, sampling)
+
+
+def _tubes(model: TubeMAEConfig, sampling: ClipSamplingConfig) -> tuple[int, int]:
+    encoder, decoder = model.encoder, model.decoder
+    tokens, width = sampling.visible + 1, encoder.width
+    block = _recurrent_block(encoder, tokens) + _vit_block(tokens, width, encoder.mlp_width)
+    decoder_block = _vit_block(sampling.patches + 1, decoder.width, decoder.mlp_width)
+    pixels = _product(sampling.patches, decoder.width, _PATCH_VALUES)
+    embedding = _product(tokens, width, decoder.width)
+    frame = encoder.depth * block + embedding + decoder.depth * decoder_block + pixels
+    return sampling.frames * frame, sampling.frames * _product(sampling.patches, _PATCH_VALUES, width)
+
+
+def _tubelets(model: TubeletMAEConfig, sampling: ClipSamplingConfig) -> tuple[int, int]:
+    encoder, tokens = model.encoder, sampling.places
+    first = _vit_block(sampling.visible, encoder.width, encoder.mlp_width)
+    last = _vit_block(tokens, encoder.width, encoder.mlp_width)
+    blocks = (encoder.depth - model.decoder_blocks) * first + model.decoder_blocks * last
+    pixels = _product(tokens, encoder.width, TUBE_FRAMES * _PATCH_VALUES)
+    return blocks + pixels, _product(tokens, TUBE_FRAMES * _PATCH_VALUES, encoder.width)
+
+
+def _recurrent_block(model: TRecViTConfig, tokens: int) -> int:
+    inner = model.recurrent_width
+    gates = 2 * _product(tokens, inner, inner // model.recurrent_heads)
+    return 3 * _product(tokens, model.width, inner) + gates
 
 
 def _patch_embedding(model: RVMConfig, sampling: SamplingConfig) -> int:

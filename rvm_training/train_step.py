@@ -12,13 +12,12 @@ import optax
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rvm_core.model import RVM
 from rvm_training import objective
 from rvm_training.jax_model import JaxModel
-from rvm_training.objective import PretrainBatch
 from rvm_training.optimizer import learning_rate, make_optimizer
+from rvm_training.pretrain_batch import Batch, batch_layout
 from rvm_training.pretrain_config import PretrainConfig
-from rvm_training.pretrain_model import build_model
+from rvm_training.pretrain_model import PretrainModel, build_model
 from rvm_training.sharding import AXIS, batch_sharding, make_mesh, sharding, spec
 
 Parameters = dict[str, jax.Array]
@@ -66,20 +65,20 @@ class Trainer:
         self._loss = jax.jit(self._mapped(self._local_loss, PartitionSpec()))
         self._reconstruct = jax.jit(self._mapped(self._local_reconstruction, PartitionSpec(AXIS)))
 
-    def step(self, state: TrainState, batch: PretrainBatch) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step. The old state's memory is reused: it must not be read again."""
         return self._step(state, batch)
 
-    def loss(self, state: TrainState, batch: PretrainBatch) -> float:
+    def loss(self, state: TrainState, batch: Batch) -> float:
         """The loss of a batch."""
         return float(self._loss(state.parameters, batch))
 
-    def gradients(self, state: TrainState, batch: PretrainBatch) -> tuple[jax.Array, Parameters]:
+    def gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, Parameters]:
         """The loss of a batch and its gradients, float32, before clipping; they lie as the parameters do."""
         return self._gradients(state.parameters, batch)
 
-    def reconstruct(self, state: TrainState, batch: PretrainBatch) -> jax.Array:
-        """Reconstructed targets (B, K, 3, H, W) float32, in the scale of [0, 1], not clipped."""
+    def reconstruct(self, state: TrainState, batch: Batch) -> jax.Array:
+        """Reconstructed frames (B, K, 3, H, W) float32, the targets or all of a clip, in the scale of [0, 1], not clipped."""
         return self._reconstruct(state.parameters, batch)
 
     def lower(self) -> jax.stages.Lowered:
@@ -116,31 +115,25 @@ class Trainer:
     def _state_shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
-    def abstract_batch(self) -> PretrainBatch:
+    def abstract_batch(self) -> Batch:
         """Shapes, dtypes and shardings of a batch of all processes."""
-        sampling, batch = self.config.sampling, self.config.batch_size
-        frame = (sampling.image_size, sampling.image_size, 3)
         lies = batch_sharding(self.mesh)
-        return PretrainBatch(
-            jax.ShapeDtypeStruct((batch, sampling.source_frames, *frame), jnp.uint8, sharding=lies),
-            jax.ShapeDtypeStruct((batch, sampling.targets, *frame), jnp.uint8, sharding=lies),
-            jax.ShapeDtypeStruct((batch, sampling.targets), jnp.int32, sharding=lies),
-            jax.ShapeDtypeStruct((batch, sampling.targets, sampling.visible), jnp.int32, sharding=lies),
-        )
+        layout = batch_layout(self.config.sampling, self.config.batch_size)
+        return layout._make(jax.ShapeDtypeStruct(shape, dtype, sharding=lies) for shape, dtype in layout)
 
-    def place(self, batch: PretrainBatch) -> PretrainBatch:
+    def place(self, batch: Batch) -> Batch:
         """This process's part of a batch, of numpy, as its part of the arrays over all devices."""
         lies = batch_sharding(self.mesh)
-        return PretrainBatch(*(jax.make_array_from_process_local_data(lies, np.asarray(array)) for array in batch))
+        return batch._make(jax.make_array_from_process_local_data(lies, np.asarray(array)) for array in batch)
 
-    def to_torch(self, state: TrainState) -> RVM:
+    def to_torch(self, state: TrainState) -> PretrainModel:
         """The torch model with the weights of a state, float32 on the CPU. All processes must call it."""
         model = build_model(self.config, seed=None)
         gathered = jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(state.parameters)
         model.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in gathered.items()})
         return model
 
-    def _train(self, state: TrainState, batch: PretrainBatch) -> tuple[TrainState, Metrics]:
+    def _train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, gradients = self._gradients(state.parameters, batch)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
@@ -152,16 +145,16 @@ class Trainer:
         specs = (self._specs, PartitionSpec(AXIS))
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
 
-    def _local_gradients(self, shards: Parameters, batch: PretrainBatch) -> tuple[jax.Array, Parameters]:
+    def _local_gradients(self, shards: Parameters, batch: Batch) -> tuple[jax.Array, Parameters]:
         loss, gradients = jax.value_and_grad(self._share_of_loss)(shards, batch)
         return jax.lax.psum(loss, AXIS), gradients
 
-    def _local_loss(self, shards: Parameters, batch: PretrainBatch) -> jax.Array:
+    def _local_loss(self, shards: Parameters, batch: Batch) -> jax.Array:
         return jax.lax.psum(self._share_of_loss(shards, batch), AXIS)
 
-    def _share_of_loss(self, shards: Parameters, batch: PretrainBatch) -> jax.Array:
+    def _share_of_loss(self, shards: Parameters, batch: Batch) -> jax.Array:
         """What this device's examples add to the mean over all."""
         return self._model(objective.loss, shards, batch) / self.mesh.size
 
-    def _local_reconstruction(self, shards: Parameters, batch: PretrainBatch) -> jax.Array:
+    def _local_reconstruction(self, shards: Parameters, batch: Batch) -> jax.Array:
         return self._model(lambda model, batch: objective.reconstruct(model, batch)[0], shards, batch)

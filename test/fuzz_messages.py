@@ -23,6 +23,9 @@ from rvm_perception.track_queries import Answers, read_request
 from rvm_perception.track_session import TrackSession, TrackState
 from track_stand_ins import ScriptedTracker, mask_message, query_message
 
+# Threads, one for each core, would take address space of their own.
+cv2.setNumThreads(1)
+
 MAX_PIXELS = 1 << 20
 ENCODINGS = (*SUPPORTED_ENCODINGS, "8UC1", "8UC2", "8UC3", "8UC4", "16UC1", "32FC1", "", "rgb8\0", "RGB8", "h264")
 PLAIN = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0)}

@@ -19,7 +19,7 @@ _EXAMPLES = 500_000_000
 
 def _ablations(prefix: str, base: PretrainConfig) -> dict[str, PretrainConfig]:
     """Every one differs from `base`, which is the one of 4 source frames, in one thing."""
-    sampling = base.sampling
+    sampling = base.rvm_sampling
     configs = {f"{prefix}_4_frames": base}
     for frames in (1, 2):
         plural = "s" if frames > 1 else ""

@@ -22,6 +22,6 @@ CONFIGS = {
     "rvm_s16_image": replace(
         _BASE,
         model=RVMConfig.named("rvm_s16_image", decoder=True),
-        sampling=replace(_BASE.sampling, source_frames=1),
+        sampling=replace(_BASE.rvm_sampling, source_frames=1),
     )
 }

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rvm_training.pretrain_config import SamplingConfig
+from rvm_training.sampling_config import FrameSampling
 
 UInt8Array = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 
 
-def draw_crops(random: np.random.Generator, sampling: SamplingConfig, count: int, height: int, width: int) -> IntArray:
+def draw_crops(random: np.random.Generator, sampling: FrameSampling, count: int, height: int, width: int) -> IntArray:
     """Crops (count, 4) of frames of this size: y, x, height, width in whole pixels.
 
     A clip is square in the paper. So a square window as large as the frame's shorter side is put anywhere along the
@@ -37,7 +37,7 @@ def draw_crops(random: np.random.Generator, sampling: SamplingConfig, count: int
     return crops
 
 
-def draw_flip(random: np.random.Generator, sampling: SamplingConfig) -> bool:
+def draw_flip(random: np.random.Generator, sampling: FrameSampling) -> bool:
     """Whether a clip is mirrored left to right."""
     return bool(random.random() < sampling.flip)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rvm_training.data.examples import Arrays, DataError, Example, ExampleMaker, Skipped, shapes
+from rvm_training.data.examples import DataError, Example, ExampleMaker, Skipped
 from rvm_training.data.pool import SPAWN, blocked_signals, start_pool
-from rvm_training.pretrain_config import SamplingConfig
+from rvm_training.pretrain_batch import Batch, batch_layout
 
 _TASK_ROWS = 8
 """Examples that a process makes at a time: long enough to be worth the way there, short enough to share a batch."""
@@ -28,15 +28,16 @@ _BATCHES_AHEAD = 2
 class PendingBatch:
     """A batch that is being made."""
 
-    arrays: Arrays
+    arrays: Batch
     futures: Sequence[Future[list[Skipped]]]
     copied: bool
 
-    def result(self) -> tuple[Arrays, list[Skipped]]:
+    def result(self) -> tuple[Batch, list[Skipped]]:
         """The batch, in memory of its own, and the clips that could not be read. Raises `DataError`."""
         with _broken_pool_errors():
             skipped = [skip for future in self.futures for skip in future.result()]
-        return self.arrays.copy() if self.copied else self.arrays, skipped
+        batch = self.arrays._make(array.copy() for array in self.arrays) if self.copied else self.arrays
+        return batch, skipped
 
 
 @contextmanager
@@ -56,10 +57,10 @@ class InThisProcess:
     ahead = 1
 
     def __init__(self, maker: ExampleMaker, batch_size: int) -> None:
-        self._maker, self._shapes = maker, shapes(maker.sampling, batch_size)
+        self._maker, self._layout = maker, batch_layout(maker.sampling, batch_size)
 
     def submit(self, examples: Sequence[Example]) -> PendingBatch:
-        arrays = Arrays(*(np.empty(shape, dtype) for shape, dtype in self._shapes))
+        arrays = self._layout._make(np.empty(shape, dtype) for shape, dtype in self._layout)
         future: Future[list[Skipped]] = Future()
         future.set_result(self._maker.make(examples, arrays))
         return PendingBatch(arrays, [future], False)
@@ -72,14 +73,14 @@ class InProcesses:
     """Makes batches in processes, which write them to memory that is shared with this one."""
 
     def __init__(self, maker: ExampleMaker, batch_size: int, workers: int) -> None:
-        sampling = maker.sampling
+        layout = batch_layout(maker.sampling, batch_size)
         self._rows = max(1, min(_TASK_ROWS, -(-batch_size // workers)))
         tasks = -(-batch_size // self._rows)
         # Enough for every process to have work while a batch is waited for.
         self.ahead = _BATCHES_AHEAD + -(-workers // tasks)
-        size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes(sampling, batch_size))
+        size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout)
         buffers = [SPAWN.RawArray(ctypes.c_uint8, size) for _ in range(self.ahead)]
-        self._slots = [_views(buffer, sampling, batch_size) for buffer in buffers]
+        self._slots = [_views(buffer, layout) for buffer in buffers]
         self._next = 0
         self._pool = start_pool(workers, _start_worker, maker, buffers, batch_size)
 
@@ -95,27 +96,28 @@ class InProcesses:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _views(buffer: Any, sampling: SamplingConfig, batch_size: int) -> Arrays:
+def _views(buffer: Any, layout: Batch) -> Batch:
     flat = np.frombuffer(buffer, np.uint8)
     views: list[Any] = []
     begin = 0
-    for shape, dtype in shapes(sampling, batch_size):
+    for shape, dtype in layout:
         end = begin + int(np.prod(shape)) * np.dtype(dtype).itemsize
         views.append(flat[begin:end].view(dtype).reshape(shape))
         begin = end
-    return Arrays(*views)
+    return layout._make(views)
 
 
 # In a process of the pool.
 
 _maker: ExampleMaker
-_slots: list[Arrays]
+_slots: list[Batch]
 
 
 def _start_worker(maker: ExampleMaker, buffers: list[Any], batch_size: int) -> None:
     global _maker, _slots
     _maker = maker
-    _slots = [_views(buffer, maker.sampling, batch_size) for buffer in buffers]
+    layout = batch_layout(maker.sampling, batch_size)
+    _slots = [_views(buffer, layout) for buffer in buffers]
 
 
 def _work(slot: int, examples: Sequence[Example]) -> list[Skipped]:

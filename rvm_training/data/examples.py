@@ -1,22 +1,19 @@
-"""Makes examples of pretraining from clips: each one depends only on the seed and its number.
-
-Shapes: B batch, S source frames, K targets, V visible patches of a target, H W frame in pixels.
-"""
+"""Makes examples of pretraining from clips: each one depends only on the seed and its number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from rvm_training.data.augment import crop_frame, draw_crops, draw_flip
 from rvm_training.data.clip_sources import Clip, ClipSource, open_source
-from rvm_training.data.sampling import draw_frames, draw_visible
+from rvm_training.data.sampling import draw_clip, draw_frames, draw_visible
 from rvm_training.data.shards import ClipError
-from rvm_training.pretrain_config import SamplingConfig, SourceConfig
+from rvm_training.pretrain_batch import Batch, ClipBatch, PretrainBatch, Sampling
+from rvm_training.pretrain_config import ClipSamplingConfig, SamplingConfig, SourceConfig
 
 _TRIES = 20
 """So many damaged clips after each other mean that the dataset is not there any more."""
@@ -27,23 +24,6 @@ _STREAM = 2
 
 class DataError(RuntimeError):
     """A dataset cannot be used any more; says why."""
-
-
-class Arrays(NamedTuple):
-    """Where a batch is written, in the order and with the shapes of `objective.PretrainBatch`."""
-
-    source: npt.NDArray[np.uint8]
-    """(B, S, H, W, 3)."""
-    target: npt.NDArray[np.uint8]
-    """(B, K, H, W, 3)."""
-    time_gaps: npt.NDArray[np.int32]
-    """(B, K)."""
-    visible: npt.NDArray[np.int32]
-    """(B, K, V)."""
-
-    def copy(self) -> Arrays:
-        """The same in memory of its own."""
-        return Arrays(self.source.copy(), self.target.copy(), self.time_gaps.copy(), self.visible.copy())
 
 
 class Example(NamedTuple):
@@ -64,41 +44,30 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def shapes(sampling: SamplingConfig, batch_size: int) -> list[tuple[tuple[int, ...], type]]:
-    """Shape and type of each of `Arrays`."""
-    picture = (sampling.image_size, sampling.image_size, 3)
-    return [
-        ((batch_size, sampling.source_frames, *picture), np.uint8),
-        ((batch_size, sampling.targets, *picture), np.uint8),
-        ((batch_size, sampling.targets), np.int32),
-        ((batch_size, sampling.targets, sampling.visible), np.int32),
-    ]
-
-
 @dataclass(frozen=True)
 class ExampleMaker:
     """Makes examples. `seed` is of all that is drawn: frames, crops, mirroring, masks."""
 
     sources: Sequence[ClipSource]
     names: Sequence[str]
-    sampling: SamplingConfig
+    sampling: Sampling
     seed: tuple[int, ...]
 
     @staticmethod
-    def open(configs: Iterable[SourceConfig], sampling: SamplingConfig, seed: tuple[int, ...]) -> ExampleMaker:
+    def open(configs: Iterable[SourceConfig], sampling: Sampling, seed: tuple[int, ...]) -> ExampleMaker:
         """Raises `ValueError` if a dataset is not there."""
         configs = list(configs)
         sources = [open_source(config.path, sampling.image_size) for config in configs]
         return ExampleMaker(sources, [config.name for config in configs], sampling, seed)
 
-    def make(self, examples: Iterable[Example], out: Arrays) -> list[Skipped]:
+    def make(self, examples: Iterable[Example], out: Batch) -> list[Skipped]:
         """Writes examples to their rows. Returns the clips that could not be read. Raises `DataError`."""
         skipped: list[Skipped] = []
         for example in examples:
             self._make_one(example, out, skipped)
         return skipped
 
-    def _make_one(self, example: Example, out: Arrays, skipped: list[Skipped]) -> None:
+    def _make_one(self, example: Example, out: Batch, skipped: list[Skipped]) -> None:
         source, number = self.sources[example.dataset], example.clip
         for attempt in range(_TRIES):
             random = np.random.default_rng([*self.seed, _STREAM, example.number, attempt])
@@ -114,12 +83,32 @@ class ExampleMaker:
             f"{skipped[-1].reason}"
         )
 
-    def _fill(self, random: np.random.Generator, clip: Clip, row: int, out: Arrays) -> None:
-        drawn = draw_frames(random, self.sampling, clip.length)
-        frames = clip.read([*drawn.source.tolist(), *drawn.target.tolist()])
-        crops = draw_crops(random, self.sampling, len(frames), *frames[0].shape[:2])
-        flip = draw_flip(random, self.sampling)
-        for frame, crop, place in zip(frames, crops, [*out.source[row], *out.target[row]], strict=True):
-            crop_frame(frame, crop, flip, place)
-        out.time_gaps[row] = drawn.gaps
-        out.visible[row] = draw_visible(random, self.sampling)
+    def _fill(self, random: np.random.Generator, clip: Clip, row: int, out: Batch) -> None:
+        if isinstance(out, ClipBatch):
+            _fill_clip(random, clip, cast(ClipSamplingConfig, self.sampling), row, out)
+        else:
+            _fill_sources_and_targets(random, clip, cast(SamplingConfig, self.sampling), row, out)
+
+
+def _fill_sources_and_targets(
+    random: np.random.Generator, clip: Clip, sampling: SamplingConfig, row: int, out: PretrainBatch
+) -> None:
+    drawn = draw_frames(random, sampling, clip.length)
+    frames = clip.read([*drawn.source.tolist(), *drawn.target.tolist()])
+    crops = draw_crops(random, sampling, len(frames), *frames[0].shape[:2])
+    flip = draw_flip(random, sampling)
+    for frame, crop, place in zip(frames, crops, [*out.source[row], *out.target[row]], strict=True):
+        crop_frame(frame, crop, flip, place)
+    out.time_gaps[row] = drawn.gaps
+    out.visible[row] = draw_visible(random, sampling, sampling.targets)
+
+
+def _fill_clip(
+    random: np.random.Generator, clip: Clip, sampling: ClipSamplingConfig, row: int, out: ClipBatch
+) -> None:
+    frames = clip.read(draw_clip(random, sampling, clip.length).tolist())
+    (crop,) = draw_crops(random, sampling, 1, *frames[0].shape[:2])
+    flip = draw_flip(random, sampling)
+    for frame, place in zip(frames, out.frames[row], strict=True):
+        crop_frame(frame, crop, flip, place)
+    (out.visible[row],) = draw_visible(random, sampling, 1)

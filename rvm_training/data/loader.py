@@ -1,7 +1,4 @@
-"""Batches of pretraining in a fixed order, read by several processes ahead of time, resumable at the exact example.
-
-B batch of this process, S source frames, K targets, V visible patches of a target, H W frame in pixels.
-"""
+"""Batches of pretraining in a fixed order, read by several processes ahead of time, resumable at the exact example."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ from typing import Any
 from rvm_training.data.batches import InProcesses, InThisProcess, PendingBatch
 from rvm_training.data.examples import Example, ExampleMaker
 from rvm_training.data.mixture import Mixture
-from rvm_training.objective import PretrainBatch
-from rvm_training.pretrain_config import DataConfig, SamplingConfig
+from rvm_training.pretrain_batch import Batch, Sampling
+from rvm_training.pretrain_config import DataConfig
 
 
 def make_loader(
     data: DataConfig,
-    sampling: SamplingConfig,
+    sampling: Sampling,
     *,
     batch_size: int,
     seed: int,
@@ -40,7 +37,7 @@ def make_loader(
 
 
 class Loader:
-    """An endless iterator of `PretrainBatch` of numpy arrays; see `make_loader`. Close it, or use it in `with`.
+    """An endless iterator of batches of numpy arrays; see `make_loader`. Close it, or use it in `with`.
 
     Getting a batch raises `DataError` if a dataset cannot be read any more or a process ended; the state is then that
     before the batch.
@@ -49,7 +46,7 @@ class Loader:
     def __init__(
         self,
         data: DataConfig,
-        sampling: SamplingConfig,
+        sampling: Sampling,
         batch_size: int,
         seed: tuple[int, int],
         process_index: int,
@@ -84,19 +81,19 @@ class Loader:
         """How many clips of each dataset could not be read, by the name of the dataset."""
         return {name: self._skipped[name] for name in self._names}
 
-    def __iter__(self) -> Iterator[PretrainBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> PretrainBatch:
+    def __next__(self) -> Batch:
         while len(self._ahead) < self._maker.ahead:
             self._ahead.append((self._maker.submit(self._next_examples()), self._position()))
         pending, position = self._ahead.popleft()
-        arrays, skipped = pending.result()
+        batch, skipped = pending.result()
         self._given = position
         for dataset, reason in skipped:
             self._skipped[self._names[dataset]] += 1
             self.last_skipped.append(f"{self._names[dataset]}: {reason}")
-        return PretrainBatch(*arrays)
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch begins, for JSON. It is the same on all processes but for what was skipped."""

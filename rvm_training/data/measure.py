@@ -8,8 +8,9 @@ from time import process_time
 
 import numpy as np
 
-from rvm_training.data.examples import Arrays, Example, ExampleMaker, shapes
+from rvm_training.data.examples import Example, ExampleMaker
 from rvm_training.data.mixture import Mixture
+from rvm_training.pretrain_batch import batch_layout
 from rvm_training.pretrain_config import SamplingConfig, SourceConfig
 
 _BATCH = 16
@@ -39,7 +40,8 @@ def measure(folder: Path, *, image_size: int, seconds: float) -> Speed:
     sampling = SamplingConfig(image_size=image_size)
     maker = ExampleMaker.open([SourceConfig(name="measured", path=str(folder))], sampling, (0,))
     mixture = Mixture([len(maker.sources[0])], [1.0], (0,))
-    arrays = Arrays(*(np.empty(shape, dtype) for shape, dtype in shapes(sampling, _BATCH)))
+    layout = batch_layout(sampling, _BATCH)
+    arrays = layout._make(np.empty(shape, dtype) for shape, dtype in layout)
     clips = skipped = 0
     spent = -1.0
     while spent < seconds:

@@ -1,6 +1,6 @@
-"""Which frames of a clip make an example of pretraining, and which patches of its targets are visible.
+"""Which frames of a clip make an example of pretraining, and which patches are visible.
 
-S source frames, K targets, V visible patches of a target.
+S source frames, K targets, T frames of a clip, V visible patches.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rvm_training.pretrain_config import SamplingConfig
+from rvm_training.sampling_config import ClipSamplingConfig, FrameSampling, SamplingConfig
 
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -52,8 +52,20 @@ def bounce(places: IntArray, length: int) -> IntArray:
     return np.minimum(folded, 2 * length - 2 - folded)
 
 
-def draw_visible(random: np.random.Generator, sampling: SamplingConfig) -> Int32Array:
-    """Visible patches (K, V) of each target, ascending: any set of V is as likely as any other."""
-    keys = random.random((sampling.targets, sampling.patches))
+def draw_clip(random: np.random.Generator, sampling: ClipSamplingConfig, length: int) -> IntArray:
+    """Frames (T,) of an example from a clip of `length` frames, which start anywhere where all of them fit.
+
+    A clip too short for that is played forth and back until it is long enough. Raises `ValueError` for a clip without
+    frames.
+    """
+    if length < 1:
+        raise ValueError("expected a clip of one frame or more")
+    start = int(random.integers(max(length - sampling.span, 0) + 1))
+    return bounce(start + sampling.stride * np.arange(sampling.frames), length)
+
+
+def draw_visible(random: np.random.Generator, sampling: FrameSampling, count: int) -> Int32Array:
+    """Visible places (count, V) of so many masks, ascending: any set of V is as likely as any other."""
+    keys = random.random((count, sampling.places))
     chosen = np.argpartition(keys, sampling.visible - 1, axis=1)[:, : sampling.visible]
     return np.sort(chosen, axis=1).astype(np.int32)

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.encoders import ENCODER_NAMES
+from rvm_core.config import ENCODER_NAMES
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, INTERRUPTED, DiskFullError
 from rvm_training.evaluation.registry import ENTRIES, Entry, count
 

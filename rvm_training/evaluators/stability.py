@@ -100,14 +100,14 @@ class StabilityBenchmark:
         return Aggregate(rows=[Row(name="", values=values)], curves=[curve], notes=[note])
 
     def _values(self, results: Mapping[str, Scores]) -> dict[str, float | None]:
-        absolute = {n: _j_and_f(results, n) for n in self._lengths}
+        absolute = {n: j_and_f(results, n) for n in self._lengths}
         first = absolute[self._lengths[0]]
         values: dict[str, float | None] = {f"jf_{n}": value for n, value in absolute.items()}
         return values | {f"relative_{n}": value / first if first else None for n, value in absolute.items()}
 
 
-def _j_and_f(results: Mapping[str, Scores], length: int) -> float:
-    """J&F of the first `length` frames; kept scores start with the second frame."""
+def j_and_f(results: Mapping[str, Scores], length: int) -> float:
+    """J&F of the first `length` frames of all videos; kept scores start with the second frame."""
     means = [
         [np.mean(frames[: length - 2]) for scores in results.values() for frames in scores[key]] for key in ("j", "f")
     ]

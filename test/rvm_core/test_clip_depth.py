@@ -51,4 +51,5 @@ def test_wrong_images_and_parts_are_refused(path: Path, images: list[np.ndarray]
         ClipDepth.load(tmp_path / "encoder.npz")
     assert ClipDepth.load(tmp_path / "encoder.npz", path).frames == 16
     with pytest.raises(ValueError, match="readout is for 16 frames of 32 channels, the encoder gives 16 of 64"):
-        ClipDepth(load_fourds(path), DepthHead(DepthHeadConfig(features=32, image_size=(16, 16), channels=16, num_heads=2)))
+        head = DepthHead(DepthHeadConfig(features=32, image_size=(16, 16), channels=16, num_heads=2))
+        ClipDepth(load_fourds(path), head)

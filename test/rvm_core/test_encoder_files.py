@@ -18,7 +18,8 @@ from rvm_core.checkpoint import (
     save_checkpoint,
     weights_hash,
 )
-from rvm_core.encoders import ENCODER_NAMES, make_encoder, open_encoder, without_memory
+from rvm_core.config import ENCODER_NAMES
+from rvm_core.encoders import make_encoder, open_encoder, without_memory
 from rvm_core.fourds import FourDS
 from rvm_core.fourds_names import FAMILY as FOURDS
 from rvm_core.model import RVM

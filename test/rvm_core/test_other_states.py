@@ -17,6 +17,7 @@ from rvm_core.checkpoint import load_encoder
 from rvm_core.encoders import without_memory
 from rvm_core.engines import EngineCache, EngineSpec, check_engine
 from rvm_core.engines.base import Backend, Engine
+from rvm_core.engines.batch import BatchStepper, Stepped
 from rvm_core.engines.create import make_key
 from rvm_core.engines.plan import backends
 from rvm_core.engines.tensorrt import Buffers, TensorRTBackend, TensorRTEngine
@@ -168,6 +169,27 @@ def test_gate_and_cache(model: StreamingEncoder, name: str, tmp_path: Path) -> N
     assert report is not None and report.passed and report.steps == 64
     again = create_engine(model, backend=name, precision="bf16", image_size=SIZE, device="cpu", cache=cache)
     assert again.spec == engine.spec and len(cache.list()) == 1
+
+
+def test_streams_join_a_batch_and_leave_it(model: StreamingEncoder) -> None:
+    """Two cameras of which one starts later, stepped at once, as each by itself."""
+    backend = backends()["torch"]
+    single, batched = (backend.load(model, spec_of(batch_size=size), None) for size in (1, 2))
+    stepper = BatchStepper(single, batched)
+    stepper.warm_up(frames_of(0)[0])
+    first, second = [frames_of(seed) for seed in range(4)], [frames_of(seed) for seed in range(10, 12)]
+    states: list[State] = [None, None]
+    found: list[list[np.ndarray]] = [[], []]
+    for number, frame in enumerate(first):
+        frames = [frame[0]] + ([second[number - 2][0]] if number >= 2 else [])
+        for camera, stepped in enumerate(stepper.step(frames, states[: len(frames)])):
+            assert isinstance(stepped, Stepped)
+            states[camera] = stepped.state
+            found[camera].append(stepped.tokens)
+    assert stepper.size == 2
+    for tokens, clip in zip(found, (first, second), strict=True):
+        for features, expected in zip(tokens, expected_of(model, clip), strict=True):
+            assert np.abs(features - expected[0].numpy()).max() < EXACT
 
 
 class Forgetful:

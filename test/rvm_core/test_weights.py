@@ -5,14 +5,21 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from rvm_core import CheckpointError, RVMConfig, load_checkpoint
-from rvm_core.checkpoint_names import OFFICIAL, sizes_of
-from rvm_core.config import NAMED_SIZES
+from readout_data import write_release
+from rvm_core import RVM, CheckpointError, RVMConfig, load_checkpoint
+from rvm_core.checkpoint import load_model
+from rvm_core.config import FOURDS_SIZES, NAMED_SIZES, TRECVIT_SIZES, FourDSConfig, TRecViTConfig
 from rvm_core.download import DownloadError
-from rvm_core.weights import RELEASES, Release, fetch_weights, find_weights, weights_folder
+from rvm_core.fourds import FourDS
+from rvm_core.readout import AttentionReadout, ReadoutConfig
+from rvm_core.releases import RELEASES, Release
+from rvm_core.trecvit import TRecViT
+from rvm_core.weights import fetch_weights, find_weights, weights_folder
 
 
 @pytest.fixture(autouse=True)
@@ -54,19 +61,50 @@ def tiny_release(server: str, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return "rvm_tiny"
 
 
+def released_models(name: str) -> list[torch.nn.Module]:
+    if name.startswith("rvm_"):
+        return [RVM(RVMConfig.named(name, decoder=True), seed=None)]
+    if name.startswith("trecvit_"):
+        parts: dict[str, Any] = {"classes": 400, "classifier_width": 3072} if "k400" in name else {}
+        return [TRecViT(replace(TRecViTConfig.named("trecvit_b16"), **parts), seed=None)]
+    models: list[torch.nn.Module] = [FourDS(FourDSConfig.named(name.removesuffix("_depth")), seed=None)]
+    if name.endswith("_depth"):
+        patches = (16 // 2) * (224 // 8) ** 2
+        sizes = ReadoutConfig(features=768, frames=16, channels=1024, num_heads=16, outputs=128, num_queries=patches)
+        models.append(AttentionReadout(sizes, seed=None))
+    return models
+
+
 @pytest.mark.parametrize("name", RELEASES)
 def test_published_sizes_fit_the_configurations(name: str) -> None:
     """Bytes of all float32 parameters, the decoder's too, and the archive's own, 0.1 %."""
-    assert RELEASES.keys() == NAMED_SIZES.keys()
-    sizes = sizes_of(RVMConfig.named(name, decoder=True))
-    file_bytes = 0
-    for parameter in OFFICIAL.parameters(sizes):
-        elements = 1
-        for size in parameter.shape(sizes):
-            elements *= size or 0
-        file_bytes += 4 * elements
-    assert int(file_bytes * 1.001) in RELEASES[name].allowed_bytes
+    with torch.device("meta"):
+        parameters = [parameter for model in released_models(name) for parameter in model.parameters()]
+    assert int(sum(4 * parameter.numel() for parameter in parameters) * 1.001) in RELEASES[name].allowed_bytes
     assert RELEASES[name].url.startswith("https://")
+
+
+def test_every_size_of_rvm_is_released() -> None:
+    assert NAMED_SIZES.keys() <= RELEASES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "model"),
+    [("trecvit_tiny", TRECVIT_SIZES, "trecvit_b16"), ("fourds_tiny", FOURDS_SIZES, "4ds_b16")],
+)
+def test_other_models_are_fetched_and_checked(
+    name: str, sizes: dict[str, Any], model: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file that is there already; with and without the part that the features do without."""
+    path = write_release(name, tmp_path)
+    release = "4ds_b16_depth" if name.startswith("fourds") else "trecvit_b16_k400"
+    cache.mkdir(parents=True)
+    (cache / f"{release}.npz").write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match=f"expected the weights of {release}, found .*_custom"):
+        fetch_weights(release)
+    config: Any = load_model(path).config
+    monkeypatch.setitem(sizes, model, config.encoder_only)
+    assert fetch_weights(release) == cache / f"{release}.npz" == find_weights(release)
 
 
 def test_folder_is_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,16 @@ def test_overrides_parameters_that_the_node_has() -> None:
     assert overridden <= {parameter.name for parameter in dataclasses.fields(NodeParameters)}
 
 
+def test_the_node_gets_the_transport_profile_unless_the_user_brings_one() -> None:
+    (node,) = calls_of("Node")
+    environment = next(ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "additional_env")
+    assert environment == "{'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES_FILE}"
+    outer, inner = calls_of("EnvironmentVariable")
+    assert ast.literal_eval(outer.args[0]) == "FASTDDS_DEFAULT_PROFILES_FILE", "the user's own"
+    assert ast.literal_eval(inner.args[0]) == "FASTRTPS_DEFAULT_PROFILES_FILE", "under its older name"
+    assert "PathJoinSubstitution([SHARE, 'config', 'fastdds.xml'])" in ast.unparse(inner)
+
+
 def test_transport_profile_has_room_for_ten_images() -> None:
     names = {"dds": "http://www.eprosima.com"}
     profile = ElementTree.parse(ROOT / "config" / "fastdds.xml").getroot()

@@ -317,7 +317,11 @@ def test_the_ledger_adds_up_at_the_end(ros_environment: dict[str, str], capfd: p
             "waiting 0, lost 0, resets 2 (backward 1, gap 1)"
         )
         assert local.camera().totals() == expected
-        assert expected in capfd.readouterr().err
+        log = capfd.readouterr().err
+        assert expected in log
+        assert f"camera cam: waiting for images on {topic('counting')}" in log
+        assert log.count("camera cam: first frame, 144x96, frame_id 'optical'") == 1
+        assert "camera cam: state reset (gap), epoch 1" in log and "frame rejected, duplicate: stamp" in log
 
 
 def test_an_unknown_parameter_is_an_error(ros_environment: dict[str, str]) -> None:

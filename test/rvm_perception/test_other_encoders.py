@@ -14,7 +14,7 @@ import torch
 from readout_data import write_release
 from rvm_core import cli, create_engine
 from rvm_core.checkpoint import load_encoder, weights_hash
-from rvm_core.encoders import ENCODER_NAMES
+from rvm_core.config import ENCODER_NAMES
 from rvm_core.trecvit import TRecViTState
 from rvm_perception.parameters import NodeParameters
 from rvm_perception.saved_state import load_value, save_value

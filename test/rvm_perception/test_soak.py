@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rvm_core.cli import main
 from rvm_perception.shared_memory import forget_segments, segments_of
 from rvm_perception.soak_check import Verdict
 from rvm_perception.soak_client import ledger_fault
@@ -99,13 +100,13 @@ def test_ledgers_are_added_up(counts: dict[str, int], sound: bool) -> None:
     assert (ledger_fault(counts) == "") == sound
 
 
-def test_only_segments_that_nobody_maps_are_removed(tmp_path: Path) -> None:
-    used, unused, foreign = (tmp_path / name for name in ("fastrtps_used", "fastrtps_unused", "other"))
-    for path in (used, unused, foreign):
+def test_only_segments_of_fast_dds_are_removed(tmp_path: Path) -> None:
+    unused, foreign = (tmp_path / name for name in ("fastrtps_unused", "other"))
+    for path in (unused, foreign):
         path.write_bytes(bytes(4096))
     assert segments_of(2**22 + 1) == set()
     forget_segments(map(str, (unused, foreign, tmp_path / "fastrtps_gone")))
-    assert used.exists() and foreign.exists() and not unused.exists()
+    assert foreign.exists() and not unused.exists()
 
 
 def test_a_mapped_segment_stays() -> None:
@@ -127,6 +128,12 @@ def test_a_mapped_segment_stays() -> None:
         process.wait(timeout=20)
     forget_segments(segments)
     assert not Path(path).exists()
+
+
+def test_too_few_frames_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rclpy", reason="ROS is not installed")
+    assert main(["soak", "--frames", "99"]) == 2
+    assert "--frames must be 100 or more" in capsys.readouterr().err
 
 
 def test_soak(tmp_path: Path) -> None:

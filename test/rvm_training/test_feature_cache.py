@@ -142,7 +142,8 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
     assert list((tmp_path / planned.key).glob("*.npy")) == []
 
 
-def test_two_processes_do_not_fill_one_cache(tmp_path: Path) -> None:
+def test_two_processes_do_not_fill_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "LOCK_SECONDS", 0.1)
     planned = plan()
     folder = tmp_path / planned.key
     folder.mkdir()

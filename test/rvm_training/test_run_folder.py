@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_what_does_not_change_the_weights_may_change(tmp_path: Path) -> None:
     config = tiny_config()
     other = replace(config, log_every=7, checkpoint_every=9, data=replace(config.data, workers=3))
     assert folder.check(other, resume=True) == 2
+
+
+def test_a_run_of_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "2")
+    values = json.loads(folder.config.read_text())
+    assert values.pop("aggregator") == "core"
+    folder.config.write_text(json.dumps(values))
+    assert folder.check(tiny_config(), resume=True) == 2
+    with pytest.raises(RunFolderError, match='aggregator: "core" -> "self_attention"'):
+        folder.check(replace(tiny_config(), aggregator="self_attention"), resume=True)
 
 
 def test_keys_without_effect_exist() -> None:

@@ -73,7 +73,7 @@ def test_a_clip_without_frames_is_refused() -> None:
 )
 def test_number_of_visible_patches(size: int, ratio: float, visible: int) -> None:
     sampling = SamplingConfig(image_size=size, mask_ratio=ratio)
-    places = draw_visible(np.random.default_rng(0), sampling)
+    places = draw_visible(np.random.default_rng(0), sampling, sampling.targets)
     assert places.shape == (4, visible) and places.dtype == np.int32
     assert places.min() >= 0 and places.max() < (size // 16) ** 2
     assert (np.diff(places, axis=1) > 0).all()
@@ -81,14 +81,14 @@ def test_number_of_visible_patches(size: int, ratio: float, visible: int) -> Non
 
 def test_every_patch_is_visible_as_often() -> None:
     random = np.random.default_rng(2)
-    places = np.stack([draw_visible(random, SamplingConfig()) for _ in range(DRAWS // 4)])
+    places = np.stack([draw_visible(random, SamplingConfig(), SamplingConfig().targets) for _ in range(DRAWS // 4)])
     assert_uniform_counts(np.bincount(places[:, 0].ravel(), minlength=256))
 
 
 def test_every_pair_of_patches_is_as_likely() -> None:
     random = np.random.default_rng(4)
     sampling = SamplingConfig(image_size=48, mask_ratio=0.75)  # 2 of 9
-    pairs = np.concatenate([draw_visible(random, sampling) for _ in range(DRAWS)])
+    pairs = np.concatenate([draw_visible(random, sampling, sampling.targets) for _ in range(DRAWS)])
     counts = np.bincount(pairs[:, 0] * 9 + pairs[:, 1], minlength=81).reshape(9, 9)
     assert_uniform_counts(counts[np.triu_indices(9, 1)])
     assert counts.sum() == counts[np.triu_indices(9, 1)].sum()
@@ -97,5 +97,5 @@ def test_every_pair_of_patches_is_as_likely() -> None:
 def test_targets_of_an_example_have_masks_of_their_own() -> None:
     random = np.random.default_rng(6)
     sampling = SamplingConfig(image_size=64)  # one of 16
-    masks = np.stack([draw_visible(random, sampling)[:, 0] for _ in range(DRAWS)])
+    masks = np.stack([draw_visible(random, sampling, sampling.targets)[:, 0] for _ in range(DRAWS)])
     assert_uniform_counts(np.bincount(masks[:, 0] * 16 + masks[:, 1], minlength=256))
