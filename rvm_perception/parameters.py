@@ -84,10 +84,10 @@ class NodeParameters:
     feature_dtype: Literal["float32", "float16"] = _parameter(
         "float32", "Type of the values in FeatureMap.data; float16 halves the message."
     )
-    batching: Literal["auto", "always", "never"] = _parameter(
+    batching: Literal["auto", "measured", "always", "never"] = _parameter(
         "auto",
-        "Whether frames of several cameras that wait are stepped at once, by a second engine; auto: on a GPU, where "
-        "that pays.",
+        "Whether frames of several cameras that wait are stepped at once, by a second engine; measured: from as many "
+        "on as is faster, measured in configure; auto: measured on a GPU, never on a CPU; always: from two on.",
     )
     max_gap: float = _parameter(
         2.0, "Seconds between two stamps above which the state is reset; 0: never.", limits=(0.0, 3600.0), live=True

@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 PIXELS = "pixels"
 RANDOM, IMAGE = "random", "image"
-SPEC_HELP = (
-    "a checkpoint; a name such as rvm_s16, trecvit_b16, 4ds_b16 or rvm_s16_image, by its fetched weights or else random "
-    f"ones; {', '.join(f'{kind}:FOLDER' for kind in KINDS)}; image:FILE, RVM without memory; random:NAME or "
-    f"random:KIND; {PIXELS}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +82,8 @@ def folder_name(spec: str) -> str:
 
 
 def open_compared(spec: str, source: Source) -> Compared:
-    """Opens an encoder by what the user calls it; see `SPEC_HELP`.
+    """Opens an encoder by what the user calls it: a checkpoint; a name, by its fetched weights or else random ones;
+    KIND:FOLDER, image:FILE, random:NAME, random:KIND or pixels.
 
     Raises `ValueError` for what there is not, `FileNotFoundError`, `CheckpointError`, and `ImportError`, which names
     the extra, for an encoder whose library is missing.

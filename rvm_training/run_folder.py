@@ -87,8 +87,8 @@ class RunFolder:
             )
         if different := list(differences(to_dict(self.read_config()), to_dict(config))):
             raise RunFolderError(
-                f"{self.path} has a run of another configuration; it goes on only with its own (leave out --config), or "
-                "name another folder with --out. There and here:\n  " + "\n  ".join(different)
+                f"{self.path} has a run of another configuration; it goes on only with its own (leave out --config), "
+                "or name another folder with --out. There and here:\n  " + "\n  ".join(different)
             )
         return steps[-1]
 

@@ -255,9 +255,27 @@ def test_lock_covers_the_direct_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     direct = {normalized(line) for line in [*project["dependencies"], *extras["ros"], *extras["demo"], *extras["test"]]}
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and "#" not in line]
-    assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line)] == []
-    assert direct - {normalized(line) for line in lines} == set(), "run `make lock`"
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^TORCH := torch==[0-9.]+$", makefile, re.M)
+    assert direct - locked().keys() - {"torch"} == set(), "run `make lock`"
+
+
+def locked() -> dict[str, tuple[str, int]]:
+    """Version and number of hashes of each package of the lock file."""
+    found: dict[str, tuple[str, int]] = {}
+    for block in re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.txt").read_text()):
+        first = re.match(r"([a-z0-9-]+)==([0-9a-z.]+)( \\\n|$)", block)
+        if first:
+            found[first[1]] = (first[2], len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
+        else:
+            assert all(line.lstrip().startswith("#") for line in block.splitlines()), block
+    return found
+
+
+def test_everything_in_the_lock_has_hashes() -> None:
+    assert len(locked()) > 100
+    assert [name for name, (_, hashes) in locked().items() if hashes == 0] == []
+    assert "--require-hashes --no-deps --no-build-isolation -r requirements.txt" in (ROOT / "Makefile").read_text()
 
 
 def normalized(requirement: str) -> str:

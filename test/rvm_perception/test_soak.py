@@ -19,7 +19,7 @@ from rvm_perception.soak_frames import ENGINE_FAULTS, FAULTS
 from rvm_perception.soak_report import failed, make_report, make_table, memory_growth
 from rvm_perception.soak_run import Findings
 
-SOAK_TIMEOUT_S = 300
+SOAK_TIMEOUT_S = 600
 OWN_GROWTH_MB = 16.0
 """Torch's and Python's allocators still settle in 2,000 frames; a frame that is kept, of 9 KB, would cost 18 MB."""
 
