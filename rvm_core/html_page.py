@@ -39,9 +39,15 @@ figure svg { background: white; } figcaption { color: var(--soft); font-size: 13
 """
 _POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
 """What a browser may load: pictures beside the page, and nothing that runs."""
-_COLOURS = ("#2a6fbb", "#d07a2a", "#4f9a4f", "#9a5fb0", "#b03030", "#606060")
+_COLOURS = (
+    "#2a6fbb", "#d07a2a", "#4f9a4f", "#9a5fb0", "#b03030", "#606060", "#1f9e9e", "#a89a00", "#d45f9f", "#7a4b21",
+)  # fmt: skip
 _WIDTH, _HEIGHT = 560, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 36, 44
+_MANY = 5
+"""So many lines have their names beside the plot, where they cover nothing."""
+_LETTER = 6.6
+"""Width of one, about, pixels."""
 
 
 def page(title: str, body: Iterable[str], *, lead: str = "") -> str:
@@ -182,10 +188,15 @@ def curve_plot(
         path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="{colour}"/>' for x, y in line]
-        parts.append(_text(_WIDTH - _RIGHT, _TOP + 2 + 15 * index, name, anchor="end", colour=colour))
+        at, anchor = (_WIDTH, "start") if len(kept) >= _MANY else (_WIDTH - _RIGHT, "end")
+        parts.append(_text(at, _TOP + 2 + 15 * index, name, anchor=anchor, colour=colour))
+    width, height = _WIDTH, _HEIGHT
+    if len(kept) >= _MANY:
+        width += round(_LETTER * max(map(len, kept))) + _RIGHT
+        height = max(height, _TOP + 15 * len(kept))
     return (
-        f'<figure><svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
-        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-family="sans-serif">{"".join(parts)}</svg></figure>'
+        f'<figure><svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" font-family="sans-serif">{"".join(parts)}</svg></figure>'
     )
 
 

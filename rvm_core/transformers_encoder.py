@@ -6,6 +6,7 @@ frame in row-major order, D width, t tubes along time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 """ImageNet's, which all these were trained with; a preprocessor's file beside the weights may say otherwise."""
 _PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
+_SAID = (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD))
+"""Keys in it, and what counts where they are missing."""
 _UNUSED = ("mask_token",)
 """Ends of the names of weights that features do not depend on."""
 
@@ -186,14 +189,23 @@ def load_transformer(
     whole and finite, and `ImportError`, which names the extra, without the library.
     """
     library = _library()
-    where: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
-    path = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else str(source)
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > 2):
+        # No name of a repository, of which the library would complain.
+        raise TransformersError(f"no weights of {kind} at {source}: there is no such folder")
+    path = str(folder) if folder.is_dir() else str(source)
     try:
         with _quiet(library):
-            config = library.AutoConfig.from_pretrained(path, **where)
+            config = library.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=not online)
             _check_kind(kind, config, source)
             model, info = library.AutoModel.from_pretrained(
-                path, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **where
+                path,
+                config=config,
+                trust_remote_code=False,
+                local_files_only=not online,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
             mean, std = _normalisation(library, path, local_files_only=not online)
     except TransformersError:
@@ -255,8 +267,6 @@ def _check_kind(kind: str, config: Any, source: object) -> None:
 
 def _normalisation(library: Any, path: str, *, local_files_only: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, from the preprocessor's file if there is one."""
-    import json
-
     for name in _PREPROCESSORS:
         file = library.utils.cached_file(
             path,
@@ -272,9 +282,6 @@ def _normalisation(library: Any, path: str, *, local_files_only: bool) -> tuple[
                 raise TransformersError(f"{name} of {path}: expected a mean and a positive deviation of 3 channels")
             return mean, std
     return IMAGE_MEAN, IMAGE_STD
-
-
-_SAID = (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD))
 
 
 def _one(size: Any) -> int:

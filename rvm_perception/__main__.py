@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -66,7 +67,15 @@ def main(argv: list[str] | None = None) -> int:
     executor.shutdown(timeout_sec=1.0)
     node.destroy_node()
     rclpy.shutdown()
+    # All is in order. Taking the interpreter and torch apart would take seconds on a busy machine.
+    atexit.register(_leave, exit_code)
     return exit_code
+
+
+def _leave(exit_code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -205,8 +205,9 @@ def _held_out(config: PretrainConfig) -> list[Any]:
     data = replace(config.data, sources=config.data.held_out, held_out=(), workers=0, seed=0)
     sampling = replace(config.rvm_sampling, source_frames=MOST_SOURCES)
     with make_loader(data, sampling, batch_size=config.batch_size, seed=HELD_OUT_SEED) as loader:
-        batches = [next(loader) for _ in range(HELD_OUT_BATCHES)]
-    return [batch._replace(source=np.asarray(batch.source)[:, -config.rvm_sampling.source_frames :]) for batch in batches]
+        batches: list[Any] = [next(loader) for _ in range(HELD_OUT_BATCHES)]
+    frames = config.rvm_sampling.source_frames
+    return [batch._replace(source=np.asarray(batch.source)[:, -frames:]) for batch in batches]
 
 
 def share_of_cores(index: int, jobs: int) -> None:

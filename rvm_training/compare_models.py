@@ -139,8 +139,9 @@ def _open(spec: str, source: Source) -> tuple[Any, str, bool]:
         model = load_transformer(head, rest, online=source.online, frames=_window(head, source))
         return model, model.config.name, False
     if separator and head == IMAGE:
-        model, name = _load(rest)
-        return without_memory(model), name + IMAGE_SUFFIX, False
+        model, path = _load(rest)
+        image = without_memory(model)
+        return image, _named(image, path), False
     if spec in KINDS:
         raise ValueError(f"{spec} needs weights: give {spec}:FOLDER, or {RANDOM}:{spec}")
     if spec in ENCODER_NAMES or spec in FOURDS_SIZES:
@@ -149,16 +150,21 @@ def _open(spec: str, source: Source) -> tuple[Any, str, bool]:
         except FileNotFoundError:
             return _random(spec, source), spec, True
         return (without_memory(model) if spec.endswith(IMAGE_SUFFIX) else model), spec, False
-    return *_load(spec), False
+    model, path = _load(spec)
+    return model, _named(model, path), False
 
 
-def _load(name_or_path: str) -> tuple[Any, str]:
+def _load(name_or_path: str) -> tuple[Any, Path]:
     """A checkpoint of any encoder, without parts that features do not need."""
     path = find_weights(name_or_path)
     is_clip = isinstance(read_info(path).config, FourDSConfig)
-    model = load_fourds(path) if is_clip else load_encoder(path)
-    named = model.config.encoder_only.name
-    return model, named if Path(path).stem == named else f"{named} ({Path(path).name})"
+    return load_fourds(path) if is_clip else load_encoder(path), path
+
+
+def _named(model: Any, path: Path) -> str:
+    """By its size, and its file if that is called otherwise."""
+    size = str(model.config.encoder_only.name)
+    return size if path.stem == size else f"{size} ({path.name})"
 
 
 def _random(name: str, source: Source) -> Any:

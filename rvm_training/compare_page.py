@@ -17,7 +17,7 @@ from rvm_core.html_page import (
     paragraph,
     table,
 )
-from rvm_training.compare_report import curves, growth_cells, legend, table_cells, warnings
+from rvm_training.compare_report import curves, growth_cells, growth_lines, legend, table_cells, warnings
 
 Json = dict[str, Any]
 
@@ -58,11 +58,12 @@ def make_page(report: Json, sheets: Mapping[str, str]) -> str:
 
 
 def _growth(report: Json) -> Iterable[str]:
-    header, lines = growth_cells(report)
-    if not lines:
+    if not growth_lines(report):
         return []
-    drawn = [_plot(report, key) for key in ("ms", "peak_mb")]
-    return [heading("Latency and memory against the number of frames seen"), figures(drawn), table(header, lines)]
+    parts = [heading("Latency and memory against the number of frames seen")]
+    for key in ("ms", "peak_mb"):
+        parts += [figures([_plot(report, key)]), table(*growth_cells(report, key))]
+    return parts
 
 
 def _stability(report: Json) -> Iterable[str]:

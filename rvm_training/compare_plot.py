@@ -7,6 +7,7 @@ from typing import Any
 
 from rvm_core.atomic import atomic_file
 from rvm_core.bench_plot import PlotError
+from rvm_training.compare_growth import WINDOW
 from rvm_training.compare_report import COLUMNS, curves
 
 Json = dict[str, Any]
@@ -34,20 +35,39 @@ def write_plot(report: Json, path: Path) -> None:
 
     found = curves(report)
     bars = [column for column in COLUMNS if column.key in _BARS and _has(report, column.key)]
-    panels = len(found) + len(bars)
-    if not panels:
+    if not found and not bars:
         raise PlotError("no plot: nothing was measured yet")
     names = [model["name"] for model in report["models"]]
     colours = {name: colormaps["tab10"](index % 10) for index, name in enumerate(names)}
-    figure = Figure(figsize=(13, 4.2 * -(-panels // 2) + 0.4), layout="constrained")
+    rows = [-(-len(panels) // 2) for panels in (found, bars) if panels]
+    figure = Figure(figsize=(13, 4.2 * sum(rows) + 0.22 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = iter(figure.subplots(-(-panels // 2), 2, squeeze=False).flat)
+    # Apart, as the names beside bars take room.
+    parts = iter(figure.subfigures(len(rows), 1, squeeze=False, height_ratios=rows).flat)
+    if found:
+        _draw_curves(next(parts), found, colours)
+    if bars:
+        _draw_bars(next(parts), report, bars, colours)
+    for axis in figure.axes:
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _draw_curves(part: Any, found: Any, colours: dict[str, Any]) -> None:
+    """Solid lines; dotted where a clip encoder sees only its window."""
+    axes = iter(part.subplots(-(-len(found) // 2), 2, squeeze=False).flat)
+    named: dict[str, Any] = {}
     for key, lines in found.items():
         axis, (title, x_title) = next(axes), _CURVES[key]
         for name, points in lines.items():
-            model = max((own for own in names if name.startswith(own)), key=len)
-            style = ":" if name.endswith(", window") else "-"
-            axis.plot(*zip(*points, strict=True), "o", ls=style, ms=3, lw=1.6, color=colours[model], label=name)
+            model = max((own for own in colours if name.startswith(own)), key=len)
+            style = ":" if name.endswith(f", {WINDOW}") else "-"
+            (line,) = axis.plot(*zip(*points, strict=True), "o", ls=style, ms=3, lw=1.6, color=colours[model])
+            if key == "ms" or model not in named:
+                named.setdefault(name, line)
         if key in ("ms", "peak_mb"):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter("{x:g}")
@@ -55,22 +75,22 @@ def write_plot(report: Json, path: Path) -> None:
             axis.set_yscale("log")
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel(x_title, fontsize=8)
-        axis.legend(fontsize=7, frameon=False)
+    for axis in axes:
+        axis.remove()
+    part.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
+def _draw_bars(part: Any, report: Json, bars: list[Any], colours: dict[str, Any]) -> None:
+    axes = iter(part.subplots(-(-len(bars) // 2), 2, squeeze=False, sharey=True).flat)
     for column in bars:
         axis = next(axes)
         values = [(model["values"].get(column.key) or 0) * column.scale for model in report["models"]]
-        axis.barh(range(len(names)), values, color=[colours[name] for name in names])
-        axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.invert_yaxis()
+        axis.barh(range(len(colours)), values, color=list(colours.values()))
+        axis.set_yticks(range(len(colours)), list(colours), fontsize=8)
+        axis.set_ylim(len(colours) - 0.4, -0.6)
         axis.set_title(f"{column.title}: {column.what}", fontsize=9, loc="left")
-    for axis in figure.axes:
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
     for axis in axes:
-        axis.set_axis_off()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        axis.remove()
 
 
 def _has(report: Json, key: str) -> bool:

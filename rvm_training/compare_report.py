@@ -152,28 +152,29 @@ def protocol_sentences(protocol: Protocol) -> list[str]:
     ]
     if {"tracking", "propagation"} & set(protocol.chosen):
         said.append(
-            f"Synthetic scenes: the same {protocol.scenes} of {protocol.scene_frames} frames for all. Tracking uses "
+            f"Synthetic scenes: {protocol.scenes} of {protocol.scene_frames} frames, the same for all. Tracking uses "
             "the tracker of this package on each model's features; propagation is that of DAVIS."
         )
     if "davis2017" in protocol.chosen:
         said.append("DAVIS 2017, validation set, by the settings of the release; stability counts its longest videos.")
     if "noise_square" in protocol.chosen:
         said.append(
-            f"Noise square: {protocol.noise_clips} clips of {protocol.noise_frames} frames, learned from "
-            f"{4 * protocol.noise_groups} others. Seen alone, a frame shows nothing: a model that does better than "
-            "chance there betrays a fault of the measure."
+            f"Noise square: clips of {protocol.noise_frames} frames, {protocol.noise_clips} measured, learned from "
+            f"{4 * protocol.noise_groups} others. Seen alone, a frame shows nothing: how far a model is from chance "
+            "there tells the error of so few clips."
         )
     if "videos" in protocol.chosen:
         said.append(
-            f"Your videos: {protocol.video_frames} frames of each, every {protocol.stride}., cut to the aspect ratio; "
+            f"Your videos: up to {protocol.video_frames} frames of each, one in {protocol.stride}, cut to the aspect "
+            "ratio; "
             f"PCA colours and {CLUSTERS} clusters are fitted to each video and model."
         )
     if "growth" in protocol.chosen:
         said.append(
             "Latency and memory: what the features of one frame take after so many were seen, each model in a process "
-            f"of its own. {STEP}: one step. {WINDOW}: the clip encoder's newest frames once more. {ALL}: all frames "
-            "seen at once, so that a clip encoder knows of as many as a recurrent one. Memory is the most that the "
-            "process has (of the GPU: that torch takes) meanwhile, weights among it."
+            f'of its own: a step; for clip encoders "{WINDOW}", their newest frames once more, and "{ALL}", all that '
+            "were seen at once, so that they know of as many as a recurrent encoder does. Memory is the most that the "
+            "process has meanwhile (of a GPU: that torch has), program and weights among it."
         )
     return said
 
@@ -210,16 +211,16 @@ def _cell(value: float | None, column: Column) -> str:
     return "-" if value is None else f"{value * column.scale:{column.form}}"
 
 
-def growth_cells(report: Json) -> tuple[list[str], list[list[str]]]:
-    """Latency, then memory, by the number of frames seen: the header, and a line for each model and way."""
+def growth_cells(report: Json, key: str) -> tuple[list[str], list[list[str]]]:
+    """Latency ("ms") or memory ("peak_mb") by the number of frames seen: the header, and a line for each model."""
     numbers = sorted({point["frames"] for model in report["models"] for point in model["growth"]})
+    form = {"ms": ".1f", "peak_mb": ".0f"}[key]
     lines = []
     for name, points in growth_lines(report).items():
-        known = {point["frames"]: point for point in points}
-        for title, key, form in (("ms", "ms", ".1f"), ("MB", "peak_mb", ".0f")):
-            cells = (f"{known[number][key]:{form}}" if number in known else "-" for number in numbers)
-            lines.append([f"{name}, {title}", *cells])
-    return ["frames seen", *map(str, numbers)], lines
+        known = {point["frames"]: f"{point[key]:{form}}" for point in points}
+        lines.append([name, *(known.get(number, "-") for number in numbers)])
+    title = {"ms": "ms, by frames seen", "peak_mb": "MB, by frames seen"}[key]
+    return [title, *map(str, numbers)], lines
 
 
 def growth_lines(report: Json) -> dict[str, list[Json]]:
@@ -235,9 +236,8 @@ def growth_lines(report: Json) -> dict[str, list[Json]]:
 def make_table(report: Json) -> str:
     """Plain text."""
     parts = [_text_table(*table_cells(report))]
-    header, lines = growth_cells(report)
-    if lines:
-        parts.append(_text_table(header, lines))
+    if growth_lines(report):
+        parts += [_text_table(*growth_cells(report, key)) for key in ("ms", "peak_mb")]
     return "\n\n".join(parts)
 
 

@@ -22,7 +22,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="new file: .npz, the release's layout, or .safetensors",
     )  # fmt: skip
     parser.add_argument("--step", metavar="N", type=int, help="of which checkpoint; default: the newest")
-    parser.add_argument("--no-decoder", action="store_true", help="encoder and core only, as inference needs them; TRecViT and 4DS have none")
+    parser.add_argument(
+        "--no-decoder", action="store_true",
+        help="encoder and core only, as inference needs them; files of TRecViT and 4DS never have one",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.set_defaults(run=_run)
 

@@ -5,6 +5,7 @@ Shapes: B batch, S source frames, K targets, T frames of a clip, V visible patch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,6 +37,12 @@ class ClipBatch(NamedTuple):
 
 Batch: TypeAlias = PretrainBatch | ClipBatch
 Sampling: TypeAlias = SamplingConfig | ClipSamplingConfig
+
+
+def batch_like(example: Batch, arrays: Iterable[Any]) -> Batch:
+    """The batch of these arrays, of the kind of another one."""
+    make: Any = type(example)._make
+    return make(arrays)
 
 
 class Layout(NamedTuple):

@@ -170,8 +170,8 @@ class PretrainConfig:
     def _check_rvm(self, model: RVMConfig) -> None:
         if model.decoder is None:
             raise ConfigError("PretrainConfig.model must have a decoder: pretraining reconstructs pixels")
-        gaps = model.decoder.max_time_gap
-        check(self.rvm_sampling, "max_gap", self.rvm_sampling.max_gap < gaps, f"under the decoder's max_time_gap, {gaps}")
+        sampling, gaps = self.rvm_sampling, model.decoder.max_time_gap
+        check(sampling, "max_gap", sampling.max_gap < gaps, f"under the decoder's max_time_gap, {gaps}")
 
     def _check_clips(self, sampling: ClipSamplingConfig) -> None:
         check(self, "aggregator", self.aggregator == "core", f"core for {self.objective}")
@@ -183,8 +183,11 @@ class PretrainConfig:
 
     @classmethod
     def chosen_types(cls, values: Mapping[Any, object]) -> dict[str, type]:
-        """Of the fields whose class belongs to the objective; for `from_dict`."""
-        return _PARTS.get(str(values.get("objective", "rvm")), {})
+        """Of the fields whose class belongs to the objective; for `from_dict`. Raises `ConfigError` for another one."""
+        objective = values.get("objective", "rvm")
+        if objective not in _PARTS:
+            raise ConfigError(f"objective must be one of {', '.join(_PARTS)}, got {objective!r}")
+        return _PARTS[objective]
 
     @property
     def rvm_model(self) -> RVMConfig:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvm_training import train_devices
-from rvm_training.pretrain_batch import Batch
+from rvm_training.pretrain_batch import Batch, batch_like
 from rvm_training.pretrain_config import PretrainConfig
 from rvm_training.pretrain_loader import Loader
 from rvm_training.sampling_config import Mask
@@ -136,7 +136,7 @@ class PretrainLoop:
             batch = self.trainer.place(local)
         pixels = _own_rows(self.trainer.reconstruct(state, batch))
         if self.log:
-            shown = local._make(array[:_PICTURED] for array in local)
+            shown = batch_like(local, (array[:_PICTURED] for array in local))
             pictured = pixels[: len(shown.visible)]
             mask: Mask = getattr(self.config.sampling, "mask", "tubes")
             self.log.picture(step, draw_reconstructions(shown, pictured, mask=mask))

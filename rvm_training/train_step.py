@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rvm_training import objective
 from rvm_training.jax_model import JaxModel
 from rvm_training.optimizer import learning_rate, make_optimizer
-from rvm_training.pretrain_batch import Batch, batch_layout
+from rvm_training.pretrain_batch import Batch, batch_layout, batch_like
 from rvm_training.pretrain_config import PretrainConfig
 from rvm_training.pretrain_model import PretrainModel, build_model
 from rvm_training.sharding import AXIS, batch_sharding, make_mesh, sharding, spec
@@ -78,7 +78,7 @@ class Trainer:
         return self._gradients(state.parameters, batch)
 
     def reconstruct(self, state: TrainState, batch: Batch) -> jax.Array:
-        """Reconstructed frames (B, K, 3, H, W) float32, the targets or all of a clip, in the scale of [0, 1], not clipped."""
+        """Reconstructed targets, or all frames of a clip: (B, K, 3, H, W) float32, in the scale of [0, 1], not cut."""
         return self._reconstruct(state.parameters, batch)
 
     def lower(self) -> jax.stages.Lowered:
@@ -119,12 +119,12 @@ class Trainer:
         """Shapes, dtypes and shardings of a batch of all processes."""
         lies = batch_sharding(self.mesh)
         layout = batch_layout(self.config.sampling, self.config.batch_size)
-        return layout._make(jax.ShapeDtypeStruct(shape, dtype, sharding=lies) for shape, dtype in layout)
+        return batch_like(layout, (jax.ShapeDtypeStruct(shape, dtype, sharding=lies) for shape, dtype in layout))
 
     def place(self, batch: Batch) -> Batch:
         """This process's part of a batch, of numpy, as its part of the arrays over all devices."""
         lies = batch_sharding(self.mesh)
-        return batch._make(jax.make_array_from_process_local_data(lies, np.asarray(array)) for array in batch)
+        return batch_like(batch, (jax.make_array_from_process_local_data(lies, np.asarray(array)) for array in batch))
 
     def to_torch(self, state: TrainState) -> PretrainModel:
         """The torch model with the weights of a state, float32 on the CPU. All processes must call it."""

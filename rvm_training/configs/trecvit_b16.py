@@ -5,8 +5,8 @@ hardware:  a slice of TPUs
 cost:      not known; `rvm-train plan --config trecvit_b16 --topology v6e:16x16`
 result:    not run; the released weights have 53.9 on SSv2 and 46.0 on Kinetics-400, frozen
 
-Tubes, ratio, size of the model and loss are the paper's (arXiv 2412.14294). Decoder, frames, stride, batch and steps are
-ours; rate, warm-up, decay and betas are those of 4DS.
+Tubes, ratio, size of the model and loss are the paper's (arXiv 2412.14294). Decoder, frames, stride, batch and steps
+are ours; rate, warm-up, decay and betas are those of 4DS.
 """
 
 from __future__ import annotations

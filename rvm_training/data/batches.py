@@ -17,7 +17,7 @@ import numpy as np
 
 from rvm_training.data.examples import DataError, Example, ExampleMaker, Skipped
 from rvm_training.data.pool import SPAWN, blocked_signals, start_pool
-from rvm_training.pretrain_batch import Batch, batch_layout
+from rvm_training.pretrain_batch import Batch, batch_layout, batch_like
 
 _TASK_ROWS = 8
 """Examples that a process makes at a time: long enough to be worth the way there, short enough to share a batch."""
@@ -36,8 +36,8 @@ class PendingBatch:
         """The batch, in memory of its own, and the clips that could not be read. Raises `DataError`."""
         with _broken_pool_errors():
             skipped = [skip for future in self.futures for skip in future.result()]
-        batch = self.arrays._make(array.copy() for array in self.arrays) if self.copied else self.arrays
-        return batch, skipped
+        batch = self.arrays
+        return batch_like(batch, (array.copy() for array in batch)) if self.copied else batch, skipped
 
 
 @contextmanager
@@ -60,7 +60,7 @@ class InThisProcess:
         self._maker, self._layout = maker, batch_layout(maker.sampling, batch_size)
 
     def submit(self, examples: Sequence[Example]) -> PendingBatch:
-        arrays = self._layout._make(np.empty(shape, dtype) for shape, dtype in self._layout)
+        arrays = batch_like(self._layout, (np.empty(shape, dtype) for shape, dtype in self._layout))
         future: Future[list[Skipped]] = Future()
         future.set_result(self._maker.make(examples, arrays))
         return PendingBatch(arrays, [future], False)
@@ -104,7 +104,7 @@ def _views(buffer: Any, layout: Batch) -> Batch:
         end = begin + int(np.prod(shape)) * np.dtype(dtype).itemsize
         views.append(flat[begin:end].view(dtype).reshape(shape))
         begin = end
-    return layout._make(views)
+    return batch_like(layout, views)
 
 
 # In a process of the pool.

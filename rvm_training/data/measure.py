@@ -10,7 +10,7 @@ import numpy as np
 
 from rvm_training.data.examples import Example, ExampleMaker
 from rvm_training.data.mixture import Mixture
-from rvm_training.pretrain_batch import batch_layout
+from rvm_training.pretrain_batch import batch_layout, batch_like
 from rvm_training.pretrain_config import SamplingConfig, SourceConfig
 
 _BATCH = 16
@@ -41,7 +41,7 @@ def measure(folder: Path, *, image_size: int, seconds: float) -> Speed:
     maker = ExampleMaker.open([SourceConfig(name="measured", path=str(folder))], sampling, (0,))
     mixture = Mixture([len(maker.sources[0])], [1.0], (0,))
     layout = batch_layout(sampling, _BATCH)
-    arrays = layout._make(np.empty(shape, dtype) for shape, dtype in layout)
+    arrays = batch_like(layout, (np.empty(shape, dtype) for shape, dtype in layout))
     clips = skipped = 0
     spent = -1.0
     while spent < seconds:

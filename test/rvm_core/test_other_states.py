@@ -115,8 +115,7 @@ def test_files_of_another_model_are_refused(trecvit: StreamingEncoder, tiny_mode
 @needs_onnx
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnx_export(model: StreamingEncoder, precision: str, tmp_path: Path) -> None:
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip("onnxruntime")
     spec = spec_of(precision=precision)
     to_onnx(model, spec, tmp_path / "step.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])

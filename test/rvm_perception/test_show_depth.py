@@ -73,10 +73,11 @@ def test_what_is_missing_is_told(
 class Given:
     """A clip of given frames."""
 
-    name, rate, recovered, expected = "given", 10.0, "", None
+    name, rate, recovered = "given", 10.0, ""
 
     def __init__(self, frames: list[Frame]) -> None:
         self._frames = frames
+        self.expected: int | None = None
 
     def frames(self) -> Iterator[Frame]:
         yield from self._frames

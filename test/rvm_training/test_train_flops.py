@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain_examples import as_torch, random_batch, tiny_config
+from pretrain_examples import as_torch, random_batch, tiny_clip_config, tiny_config
 from rvm_training.objective import loss
 from rvm_training.pretrain_config import PretrainConfig, SamplingConfig
 from rvm_training.pretrain_model import build_model
@@ -35,6 +35,12 @@ def test_as_torch_counts(aggregator: str, source_frames: int, monkeypatch: pytes
     sampling = SamplingConfig(image_size=48, source_frames=source_frames, targets=3, mask_ratio=0.6)
     config = tiny_config(aggregator=aggregator, sampling=sampling)
     assert train_flops(config) == pytest.approx(counted(config, monkeypatch), rel=STATE_OF_ZEROS)
+
+
+@pytest.mark.parametrize("objective", ["trecvit_mae", "4ds_mae"])
+def test_masked_autoencoders_as_torch_counts(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_clip_config(objective)
+    assert train_flops(config) == counted(config, monkeypatch)
 
 
 def test_a_step_of_twice_the_batch_takes_twice_as_much() -> None:
