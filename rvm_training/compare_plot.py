@@ -7,7 +7,7 @@ from typing import Any
 
 from rvm_core.atomic import atomic_file
 from rvm_core.bench_plot import PlotError
-from rvm_training.compare_growth import WINDOW
+from rvm_training.compare_growth import ALL, WINDOW
 from rvm_training.compare_report import COLUMNS, curves
 
 Json = dict[str, Any]
@@ -66,7 +66,8 @@ def _draw_curves(part: Any, found: Any, colours: dict[str, Any]) -> None:
             model = max((own for own in colours if name.startswith(own)), key=len)
             style = ":" if name.endswith(f", {WINDOW}") else "-"
             (line,) = axis.plot(*zip(*points, strict=True), "o", ls=style, ms=3, lw=1.6, color=colours[model])
-            if key == "ms" or model not in named:
+            # A clip encoder has its line of latency for all of its own.
+            if key in ("ms", "peak_mb") or f"{model}, {ALL}" not in named:
                 named.setdefault(name, line)
         if key in ("ms", "peak_mb"):
             axis.set_xscale("log", base=2)

@@ -109,7 +109,7 @@ class LocalNode:
     def configure(self) -> TransitionCallbackReturn:
         create = engine_setup.create_engine
         if self._gate is not None:
-            vars(engine_setup)["create_engine"] = lambda *a, **k: self._gate.wrap(create(*a, **k))  # type: ignore[union-attr]
+            vars(engine_setup)["create_engine"] = lambda *a, **k: self._gate.wrap(create(*a, **k))
         try:
             return self.do(self.node.trigger_configure)
         finally:

@@ -90,6 +90,24 @@ def test_a_plot_of_nothing_says_so() -> None:
     assert "nothing to show" in curve_plot({"a": [(0.0, math.inf)]}, title="t", x_title="x", y_title="y")
 
 
+def test_the_names_of_many_lines_are_beside_the_plot() -> None:
+    few, many = (
+        ElementTree.fromstring(
+            curve_plot(
+                {f"line {i}": [(0.0, 0.0), (1.0, float(i))] for i in range(count)}, title="t", x_title="x", y_title="y"
+            )
+        )[0]
+        for count in (2, 25)
+    )
+    assert float(many.attrib["width"]) > float(few.attrib["width"])
+    names = [text for text in many if (text.text or "").startswith("line ")]
+    assert len(names) == 25
+    # To the right of all points, and all of them within the picture.
+    furthest = max(float(circle.attrib["cx"]) for circle in many if circle.tag.endswith("circle"))
+    assert min(float(name.attrib["x"]) for name in names) > furthest
+    assert max(float(name.attrib["y"]) for name in names) < float(many.attrib["height"])
+
+
 def test_other_parts_are_escaped_too() -> None:
     parts = [
         heading(NASTY, level=3),

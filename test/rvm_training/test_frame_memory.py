@@ -98,18 +98,17 @@ def test_baselines() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_learns_to_remember(name: str, tmp_path: Path) -> None:
-    """Clips of one colour each, but for the first two frames, which have another: only memory can tell it."""
-    memory = replace(TINY, models=(name,), steps=150, learning_rate=3e-3, batch_size=8, train_clips=32, test_clips=8)
-    memory = replace(memory, train_frames=4, test_frames=(4,))
+    """Clips that are black or white, and later black or white again: only memory tells how they began. Without it grey
+    is the best, and has 6 dB."""
+    memory = replace(TINY, models=(name,), test_frames=(4,), steps=120, batch_size=16, learning_rate=1e-2)
     random = np.random.default_rng(0)
-    clips = np.empty((40, 4, 16, 16, 3), np.uint8)
-    clips[:, :2] = random.integers(0, 256, (40, 1, 1, 1, 3))
-    clips[:, 2:] = random.integers(0, 256, (40, 1, 1, 1, 3))
-    parts = Clips(train=clips[8:], test=clips[:8])
+    clips = np.empty((264, 4, 16, 16, 3), np.uint8)
+    clips[:, :2] = 255 * random.integers(0, 2, (264, 1, 1, 1, 1))
+    clips[:, 2:] = 255 * random.integers(0, 2, (264, 1, 1, 1, 1))
     (task,) = tasks(memory)
-    assert run_task(memory, task, parts, tmp_path, device=CPU)
+    assert run_task(memory, task, Clips(train=clips[8:], test=clips[:8]), tmp_path, device=CPU)
     (result,) = read_results(memory, tmp_path)
-    assert result["psnr"]["4"] > max(scores["4"] for scores in baseline_scores(memory, parts.test).values()) + 5
+    assert result["psnr"]["4"] > 12
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -187,8 +186,8 @@ def test_clips_are_pieces_of_a_folder(tmp_path: Path) -> None:
     assert [[frame_of(frame[..., 0]) for frame in clip] for clip in clips[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(MemoryClipError, match="has 4 clips of 4 frames, and 5 are wanted"):
         load_clips(str(shards), 5, frames=4, size=16)
-    scenes = load_clips(SCENES, 2, frames=3, size=16)
-    assert scenes.shape == (2, 3, 16, 16, 3) and not np.array_equal(scenes[0], scenes[1])
+    scenes = load_clips(SCENES, 2, frames=3, size=32)
+    assert scenes.shape == (2, 3, 32, 32, 3) and not np.array_equal(scenes[0], scenes[1])
 
 
 def test_report_of_what_is_there() -> None:
@@ -208,7 +207,7 @@ def test_report_of_what_is_there() -> None:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ["frame-memory", "--out", str(out), "--seeds", "1", "--remembered", "2", "--train-frames", "4"]
-    arguments += ["--test-frames", "4", "6", "--size", "16", "--width", "16", "--train-clips", "2", "--test-clips", "2"]
+    arguments += ["--test-frames", "4", "6", "--size", "32", "--width", "16", "--train-clips", "2", "--test-clips", "2"]
     arguments += ["--steps", "2", "--batch", "2"]
     with monkeypatch.context() as patch:
         patch.setattr(module, "run_task", lambda *args, **options: False)

@@ -15,7 +15,8 @@ pytest.importorskip("torchax", reason="needs the extra `train`")
 from torchax.interop import call_torch  # noqa: E402
 
 from rvm_core.encoder import PatchEmbedding  # noqa: E402
-from rvm_training.jax_model import PatchProduct, attention  # noqa: E402
+from rvm_core.fourds import TubeEmbedding  # noqa: E402
+from rvm_training.jax_model import PatchProduct, TubeProduct, attention  # noqa: E402
 
 SAME = 1e-5
 """float32 sums of some hundred products in another order."""
@@ -60,3 +61,15 @@ def test_patch_product_is_the_convolution() -> None:
     expected = convolution(frames)
     assert expected.shape == (2, 24, 2, 3)
     torch.testing.assert_close(product(frames), expected, rtol=SAME, atol=SAME * float(expected.detach().abs().max()))
+
+
+def test_tube_product_is_the_convolution() -> None:
+    torch.manual_seed(0)
+    convolution, product = TubeEmbedding(24), TubeProduct(24)
+    for parameter in convolution.parameters():
+        torch.nn.init.normal_(parameter)
+    product.load_state_dict(convolution.state_dict())
+    clips = torch.rand(2, 3, 6, 32, 48)
+    expected = convolution(clips)
+    assert expected.shape == (2, 24, 3, 2, 3)
+    torch.testing.assert_close(product(clips), expected, rtol=SAME, atol=SAME * float(expected.detach().abs().max()))

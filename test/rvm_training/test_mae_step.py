@@ -65,7 +65,7 @@ def test_a_run_goes_on_and_its_weights_load(kind: str, tmp_path: Path, monkeypat
     shards = write_shards(tmp_path / "shards", numbered_clips(2, frames=12, size=48))
     config = tiny_clip_config(
         kind, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, steps=3), log_every=1, checkpoint_every=2,
-        data=DataConfig(sources=(SourceConfig(name="clips", path=str(shards)),)), batch_size=2,
+        data=DataConfig(sources=(SourceConfig(name="clips", path=str(shards)),)), batch_size=2, scan_layers=True,
     )  # fmt: skip
     trainer = Trainer(config, jax.devices()[:1])
     monkeypatch.setattr(pretrain, "Trainer", lambda config: trainer)
@@ -77,7 +77,7 @@ def test_a_run_goes_on_and_its_weights_load(kind: str, tmp_path: Path, monkeypat
     assert outcome.step == 3 and not outcome.interrupted
     rows = read_scalars(options.folder.scalars)
     assert [row["step"] for row in rows] == [1, 2, 3] and all(np.isfinite(row["loss"]) for row in rows)
-    assert [path.name for path in sorted(options.folder.pictures.iterdir())] == ["2.png", "3.png"]
+    assert [path.name for path in sorted(options.folder.pictures.iterdir())] == ["00000002.png", "00000003.png"]
     assert json.loads(options.folder.config.read_text())["objective"] == kind
     path = tmp_path / "model.safetensors"
     exported = export_checkpoint(options.folder, 3, path)

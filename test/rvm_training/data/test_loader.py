@@ -17,8 +17,8 @@ import pytest
 
 from rvm_training.data.examples import DataError
 from rvm_training.data.loader import Loader, make_loader
-from rvm_training.objective import PretrainBatch
-from rvm_training.pretrain_config import DataConfig, SamplingConfig, SourceConfig
+from rvm_training.pretrain_batch import ClipBatch, PretrainBatch
+from rvm_training.pretrain_config import ClipSamplingConfig, DataConfig, SamplingConfig, SourceConfig
 from training_clips import level_of, numbered_clips, write_shards
 
 SAMPLING = SamplingConfig(image_size=32)
@@ -71,6 +71,20 @@ def test_frames_are_those_of_the_gaps(folders: dict[str, Path]) -> None:
     np.testing.assert_array_equal(np.diff(frame, axis=1), 1)
     target = np.round((batch.target[..., 0].mean(axis=(2, 3)) - level_of(0)) / 3)
     np.testing.assert_array_equal(target - frame[:, -1:], batch.time_gaps)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_of_frames_a_stride_apart_cropped_alike(folders: dict[str, Path], workers: int) -> None:
+    sampling = ClipSamplingConfig(image_size=32, frames=4, stride=3, mask="tubelets", mask_ratio=0.5)
+    sources = tuple(SourceConfig(name=name, path=str(path)) for name, path in folders.items())
+    with make_loader(DataConfig(sources=sources, workers=workers), sampling, batch_size=8, seed=0) as batches:
+        first, second = next(batches), next(batches)
+    assert isinstance(first, ClipBatch) and isinstance(second, ClipBatch)
+    assert first.frames.shape == (8, 4, 32, 32, 3) and first.frames.dtype == np.uint8
+    assert first.visible.shape == (8, 4) and first.visible.dtype == np.int32 and first.visible.max() < 8
+    assert not np.array_equal(first.visible, second.visible)
+    frame = np.round((first.frames[..., 0].mean(axis=(2, 3)) - level_of(0)) / 3)
+    np.testing.assert_array_equal(np.diff(frame, axis=1), 3)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from distributions import assert_uniform_counts
-from rvm_training.data.sampling import bounce, draw_frames, draw_visible
-from rvm_training.pretrain_config import SamplingConfig
+from rvm_training.data.sampling import bounce, draw_clip, draw_frames, draw_visible
+from rvm_training.pretrain_config import ClipSamplingConfig, SamplingConfig
 
 DRAWS = 4000
 
@@ -99,3 +101,27 @@ def test_targets_of_an_example_have_masks_of_their_own() -> None:
     sampling = SamplingConfig(image_size=64)  # one of 16
     masks = np.stack([draw_visible(random, sampling, sampling.targets)[:, 0] for _ in range(DRAWS)])
     assert_uniform_counts(np.bincount(masks[:, 0] * 16 + masks[:, 1], minlength=256))
+
+
+def test_a_clip_starts_anywhere_where_it_fits() -> None:
+    random = np.random.default_rng(0)
+    sampling = ClipSamplingConfig(frames=5, stride=3)
+    clips = np.stack([draw_clip(random, sampling, 16) for _ in range(DRAWS)])
+    assert (np.diff(clips, axis=1) == 3).all()
+    starts = np.bincount(clips[:, 0], minlength=4)
+    assert len(starts) == 4 and starts.min() > 0.8 * DRAWS / 4
+    np.testing.assert_array_equal(draw_clip(random, sampling, 7), [0, 3, 6, 3, 0])  # forth and back
+    with pytest.raises(ValueError, match="one frame or more"):
+        draw_clip(random, sampling, 0)
+
+
+@pytest.mark.parametrize(("mask", "places"), [("tubes", 196), ("tubelets", 8 * 196)])
+def test_every_tube_and_tubelet_is_visible_as_often(mask: Any, places: int) -> None:
+    """At the ratios of the papers, 19 of 196 tubes and 78 of 1568 tubelets are visible."""
+    sampling = ClipSamplingConfig(mask=mask, mask_ratio=0.9 if mask == "tubes" else 0.95)
+    assert (sampling.places, sampling.visible) == (places, 19 if mask == "tubes" else 78)
+    drawn = draw_visible(np.random.default_rng(0), sampling, 4000)
+    assert drawn.shape == (4000, sampling.visible) and (np.diff(drawn, axis=1) > 0).all()
+    counts = np.bincount(drawn.ravel(), minlength=places)
+    expected = drawn.size / places
+    assert len(counts) == places and np.abs(counts - expected).max() < 6 * expected**0.5
