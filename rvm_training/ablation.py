@@ -53,6 +53,9 @@ class Ablation:
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise AblationError("expected at least one configuration and at least one seed, each once")
+        for name, config in self.variants.items():
+            if config.objective != "rvm":
+                raise AblationError(f"only configurations of RVM can be compared; {name} is of {config.objective}")
         first, *others = self.variants
         for name in others:
             if _budget(self.variants[name]) != _budget(self.variants[first]):

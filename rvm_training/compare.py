@@ -24,18 +24,23 @@ from rvm_training.compare_growth import (
     to_json,
     ways_of,
 )
-from rvm_training.compare_measures import ScenePropagation, SceneTracking, VideoStrips
+from rvm_training.compare_measures import ScenePropagation, SceneTracking, VideoStrips, curve_lengths, stability_curve
 from rvm_training.compare_models import Compared, Source, folder_name, open_compared
 from rvm_training.data.moving_noise import NoiseConfig
 from rvm_training.data.scenes import SceneConfig
 from rvm_training.datasets.davis import Davis2017
 from rvm_training.evaluation.benchmark import Benchmark, DatasetError
 from rvm_training.evaluation.fingerprint import code_version, hash_json
-from rvm_training.evaluation.runner import Run, run
+from rvm_training.evaluation.runner import Run, finite, run
+from rvm_training.evaluation.store import KeptResult
 from rvm_training.evaluators.davis2017 import Davis2017Benchmark
 from rvm_training.evaluators.noise_square import NoiseSquareBenchmark
 
 MEASURES = ("videos", "tracking", "propagation", "davis2017", "noise_square", "growth")
+PROPAGATIONS = ("propagation", "davis2017")
+"""Those of label propagation."""
+LONGEST = 80
+"""Frames of the last point of stability."""
 GROWTH_FORMAT = 1
 
 Progress = Callable[[str, float], None]
@@ -88,6 +93,20 @@ class Protocol:
         return SceneConfig(height=height, width=width, num_frames=self.scene_frames)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came of one measure of a model; keeps nothing of the model alive."""
+
+    values: dict[str, float | None]
+    """By figure, unscaled."""
+    stability: list[tuple[float, float]]
+    """(frames, J&F), for propagation."""
+    videos: dict[str, KeptResult]
+    fingerprint: str
+    reused: int
+    """Videos whose results were there from an earlier run."""
+
+
 @dataclass
 class ModelResult:
     """What is known of a model; grows while it is measured."""
@@ -97,7 +116,7 @@ class ModelResult:
     """See `Compared.facts`; None if it could not be opened."""
     folder: str = ""
     """Of its results, relative to the report."""
-    runs: dict[str, Run] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
     """By measure."""
     growth: list[GrowthPoint] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
@@ -133,8 +152,8 @@ def compare(specs: Sequence[str], protocol: Protocol, folder: Path, progress: Pr
             result.facts = compared.facts()
             for measure in protocol.chosen:
                 _measure(result, compared, measure, protocol, folder / result.folder, progress)
-                if any(done.interrupted for done in result.runs.values()):
-                    raise KeyboardInterrupt
+            # Before the next one comes, so that there is memory for it.
+            del compared
     except KeyboardInterrupt:
         comparison.interrupted = True
     return comparison
@@ -169,15 +188,39 @@ def _measure(
                 root=protocol.davis if measure == "davis2017" else None,
                 progress=lambda text, share: advance(text, share / count),
             )
-            result.runs[measure] = done
+            if done.results:
+                result.measured[measure] = summarise(measure, done)
             if done.failed:
                 result.problems[measure] = "; ".join(f"{video}: {why}" for video, why in done.failed.items())
+            if done.interrupted:
+                raise KeyboardInterrupt
     except DiskFullError:
         raise
     except (DatasetError, ValueError, RuntimeError, MemoryError) as error:
         # What a model cannot do, as for want of memory, is not the end of the comparison.
         result.problems[measure] = (str(error) or type(error).__name__).splitlines()[0]
     progress(title, 1 - told)
+
+
+def summarise(measure: str, done: Run) -> Measured:
+    """The figures of a run with results."""
+    scores = {video: kept.scores for video, kept in done.results.items()}
+    rows = done.benchmark.aggregate(scores).rows
+    values = dict(rows[0].values)
+    points: list[tuple[float, float]] = []
+    if measure == "noise_square":
+        values["auc_single"] = rows[1].values["auc"]
+    if measure in PROPAGATIONS:
+        longest = max(len(one["j"][0]) + 2 for one in scores.values())
+        points = list(stability_curve(scores, curve_lengths(min(longest, LONGEST))).lines["J&F"])
+        values["stability"] = points[-1][1] / points[0][1] if len(points) > 1 and points[0][1] else None
+    return Measured(
+        values=finite(values),
+        stability=points,
+        videos=dict(done.results),
+        fingerprint=done.fingerprint["all"],
+        reused=done.reused,
+    )
 
 
 def make_benchmark(measure: str, compared: Compared, protocol: Protocol) -> Benchmark:

@@ -17,16 +17,14 @@ from rvm_core.atomic import atomic_file
 from rvm_core.bench_report import aligned
 from rvm_core.exit_codes import disk_full_errors
 from rvm_core.visualize import contact_sheet
-from rvm_training.compare import Comparison, ModelResult, Protocol
+from rvm_training.compare import PROPAGATIONS, Comparison, ModelResult, Protocol
 from rvm_training.compare_growth import ALL, STEP, WINDOW, to_json
-from rvm_training.compare_measures import CLUSTERS, curve_lengths, stability_curve
+from rvm_training.compare_measures import CLUSTERS
 from rvm_training.compare_models import with_unique_names
-from rvm_training.evaluation.runner import Run, finite
+from rvm_training.evaluation.runner import finite
 
 FORMAT_VERSION = 1
 """Of compare.json. Grows when an older reader would misread it."""
-LONGEST = 80
-"""Frames of the last point of stability on DAVIS."""
 
 Json = dict[str, Any]
 UInt8Array = npt.NDArray[np.uint8]
@@ -87,50 +85,30 @@ def columns_of(protocol: Protocol) -> list[Column]:
 def _model(model: ModelResult, name: str) -> Json:
     facts = model.facts or {}
     values: dict[str, float | None] = {"parameters": facts["parameters"] or None} if facts else {}
-    for measure, run in model.runs.items():
-        if run.results:
-            values |= {f"{measure}.{key}": value for key, value in _values(measure, run).items()}
+    for measure, measured in model.measured.items():
+        values |= {f"{measure}.{key}": value for key, value in measured.values.items()}
     return {
         "name": name,
         "spec": model.spec,
         "facts": facts,
         "folder": model.folder,
-        "values": finite(values),
+        "values": values,
         "stability": {
-            measure: [list(point) for point in _stability(model.runs[measure])]
-            for measure in ("propagation", "davis2017")
-            if measure in model.runs and model.runs[measure].results
+            measure: [list(point) for point in model.measured[measure].stability]
+            for measure in PROPAGATIONS
+            if measure in model.measured
         },
         "growth": to_json(model.growth),
         "videos": {
             measure: {
                 video: {"summary": finite(kept.summary), "pictures": [picture.path for picture in kept.pictures]}
-                for video, kept in run.results.items()
+                for video, kept in measured.videos.items()
             }
-            for measure, run in model.runs.items()
+            for measure, measured in model.measured.items()
         },
-        "fingerprints": {measure: run.fingerprint["all"] for measure, run in model.runs.items()},
+        "fingerprints": {measure: measured.fingerprint for measure, measured in model.measured.items()},
         "problems": dict(model.problems),
     }
-
-
-def _values(measure: str, run: Run) -> dict[str, float | None]:
-    rows = run.benchmark.aggregate({video: kept.scores for video, kept in run.results.items()}).rows
-    values = dict(rows[0].values)
-    if measure == "noise_square":
-        values["auc_single"] = rows[1].values["auc"]
-    if measure in ("propagation", "davis2017"):
-        points = _stability(run)
-        known = len(points) > 1 and points[0][1]
-        values["stability"] = points[-1][1] / points[0][1] if known else None
-    return values
-
-
-def _stability(run: Run) -> list[tuple[float, float]]:
-    """(frames, J&F)."""
-    scores = {video: kept.scores for video, kept in run.results.items()}
-    longest = max(len(one["j"][0]) + 2 for one in scores.values())
-    return list(stability_curve(scores, curve_lengths(min(longest, LONGEST))).lines["J&F"])
 
 
 def protocol_sentences(protocol: Protocol) -> list[str]:
@@ -333,18 +311,12 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def relative_stability(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """J&F over that of the first point."""
-    first = points[0][1] if points else 0.0
-    return [(x, y / first) for x, y in points] if first else []
-
-
 def curves(report: Json) -> Mapping[str, Mapping[str, list[tuple[float, float]]]]:
     """Lines by model, by what they show: keys "ms", "peak_mb", "propagation" and "davis2017"; empty ones left out."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for key in ("ms", "peak_mb"):
         found[key] = {name: [(p["frames"], p[key]) for p in points] for name, points in growth_lines(report).items()}
-    for measure in ("propagation", "davis2017"):
+    for measure in PROPAGATIONS:
         found[measure] = {
             model["name"]: [(x, 100 * y) for x, y in model["stability"][measure]]
             for model in report["models"]

@@ -147,10 +147,11 @@ class Clips:
 
 
 def source_clips(memory: FrameMemory, source: str) -> Clips:
-    """The test has the first clips, so that more of them for training change nothing. Raises `MemoryClipError`."""
-    count = memory.test_clips + memory.train_clips
-    clips = load_clips(memory.sources[source], count, frames=memory.clip_frames, size=memory.image_size)
-    return Clips(train=clips[memory.test_clips :], test=clips[: memory.test_clips])
+    """The first clips are for the test, which no clip to learn from shares a frame with. Raises `MemoryClipError`."""
+    test, path = memory.test_clips, memory.sources[source]
+    frames, size = memory.clip_frames, memory.image_size
+    clips = load_clips(path, test + memory.train_clips, apart=test, frames=frames, size=size)
+    return Clips(train=clips[test:], test=clips[:test])
 
 
 def run_task(

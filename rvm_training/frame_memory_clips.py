@@ -18,17 +18,22 @@ SCENES = "scenes"
 """In the place of a folder: synthetic scenes."""
 
 
+_OVERLAPPING = 4
+"""Pieces that have a frame in common, where they may."""
+
+
 class MemoryClipError(ValueError):
     """A source has too few clips, or too short ones."""
 
 
-def load_clips(path: str, count: int, *, frames: int, size: int) -> UInt8Array:
-    """Clips (count, frames, size, size, 3), RGB, that do not overlap; always the same ones.
+def load_clips(path: str, count: int, *, apart: int, frames: int, size: int) -> UInt8Array:
+    """Clips (count, frames, size, size, 3), RGB; always the same ones.
 
-    path: a folder of shards or videos, or `SCENES`. Of long clips, one piece after the other is taken.
+    path: a folder of shards or videos, whose long clips are cut in pieces, or `SCENES`; apart: the first so many clips
+    share no frame with any other, while later ones may overlap each other.
     Raises `MemoryClipError` if there are fewer, and what `open_source` raises.
     """
-    pieces = _scenes(frames, size) if path == SCENES else _pieces(path, frames, size)
+    pieces = _scenes(frames, size) if path == SCENES else _pieces(path, apart, frames, size)
     found = list(itertools.islice(pieces, count))
     if len(found) < count:
         raise MemoryClipError(
@@ -43,13 +48,16 @@ def _scenes(frames: int, size: int) -> Iterator[UInt8Array]:
         yield scene_video("scenes", seed, size=size, num_frames=frames)
 
 
-def _pieces(path: str, frames: int, size: int) -> Iterator[UInt8Array]:
+def _pieces(path: str, apart: int, frames: int, size: int) -> Iterator[UInt8Array]:
     source = open_source(path, size)
+    given = 0
     for number in range(len(source)):
-        clip = source.clip(number)
-        for begin in range(0, clip.length - frames + 1, frames):
+        clip, begin = source.clip(number), 0
+        while begin + frames <= clip.length:
             pictures = clip.read(range(begin, begin + frames))
             yield np.stack([_square(picture, size) for picture in pictures])
+            given += 1
+            begin += frames if given <= apart else max(frames // _OVERLAPPING, 1)
 
 
 def _square(picture: UInt8Array, size: int) -> UInt8Array:

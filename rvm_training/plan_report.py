@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rvm_training.hlo import Traffic
 from rvm_training.plan import Plan, hours
 from rvm_training.tpu_topology import Topology
 
@@ -47,12 +48,11 @@ def make_table(plans: Mapping[str, Plan], failures: Mapping[str, str], budget: B
 
 
 def _block(plans: Mapping[str, Plan], topology: Topology, budget: Budget) -> str:
-    rows = {name: _rows(plan, topology, budget) for name, plan in plans.items()}
-    labels = list(dict.fromkeys(label for column in rows.values() for label in column))
+    kinds = sorted({kind for plan in plans.values() for kind in plan.collectives})
+    rows = {name: _rows(plan, kinds, topology, budget) for name, plan in plans.items()}
+    labels = list(next(iter(rows.values())))
     lines = [f"| {topology.name} | " + " | ".join(rows) + " |", "|---|" + "---:|" * len(rows)]
-    lines += [
-        f"| {label} | " + " | ".join(column.get(label, "0") for column in rows.values()) + " |" for label in labels
-    ]
+    lines += [f"| {label} | " + " | ".join(column[label] for column in rows.values()) + " |" for label in labels]
     first = next(iter(plans.values()))
     versions = ", ".join(f"{name} {number}" for name, number in first.versions.items())
     lines += [
@@ -66,7 +66,7 @@ def _block(plans: Mapping[str, Plan], topology: Topology, budget: Budget) -> str
     return "\n".join(lines)
 
 
-def _rows(plan: Plan, topology: Topology, budget: Budget) -> dict[str, str]:
+def _rows(plan: Plan, kinds: Sequence[str], topology: Topology, budget: Budget) -> dict[str, str]:
     memory = plan.memory
     rows = {
         "parameters with the decoder, M": f"{plan.parameters / 1e6:.1f}",
@@ -79,8 +79,9 @@ def _rows(plan: Plan, topology: Topology, budget: Budget) -> dict[str, str]:
         "TFLOP by the model's formula": f"{plan.model_flops / 1e12:.2f}",
         "ratio of the two": f"**{plan.flops_ratio:.2f}**",
     }
-    for kind, traffic in plan.collectives.items():
-        rows[f"{kind} of a device in a step: times, GB"] = f"{traffic.count}, {_gb(traffic.bytes)}"
+    for kind in kinds:
+        traffic = plan.collectives.get(kind, Traffic(0, 0))
+        rows[f"{kind} of a device in a step: times, GB"] = f"{traffic.count}, {traffic.bytes / 1e9:.3g}"
     rows |= {
         f"hours for {budget.examples / 1e9:g} billion examples": f"**{hours(plan, budget.examples, budget.mfu):.1f}**",
         "seconds to trace and compile": f"{plan.lower_seconds + plan.compile_seconds:.0f}",

@@ -1,8 +1,8 @@
 """4DS of all sizes as masked autoencoders: 95 % of the tubelets hidden at random, decoded by the last blocks.
 
-command:   rvm-train pretrain --config fourds_b16 --out runs/fourds_b16 --resume     (on every host of the slice)
+command:   rvm-train pretrain --config 4ds_b16 --out runs/4ds_b16 --resume     (on every host of the slice)
 hardware:  a slice of TPUs
-cost:      not known; `rvm-train plan --config fourds_b16 --topology v6e:16x16`
+cost:      not known; `rvm-train plan --config 4ds_b16 --topology v6e:16x16`
 result:    not run
 
 Tubelets, ratio, sizes of the model, rate, warm-up, decay and betas are the paper's (arXiv 2412.15212). The number of
@@ -17,7 +17,7 @@ from rvm_training.mae_config import TubeletMAEConfig
 from rvm_training.pretrain_config import ClipSamplingConfig, OptimizerConfig, PretrainConfig
 
 CONFIGS = {
-    f"fourds_{name.removeprefix('4ds_')}": PretrainConfig(
+    name: PretrainConfig(
         objective="4ds_mae",
         model=TubeletMAEConfig(encoder=encoder),
         sampling=ClipSamplingConfig(frames=encoder.frames, mask="tubelets", mask_ratio=0.95),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain_examples import tiny_clip_config
 from pretrain_stand_ins import tiny_config
 from rvm_training.ablation import (
     RAW_PIXELS,
@@ -60,6 +61,11 @@ def test_budgets_must_be_equal(shards: Path) -> None:
         Ablation(variants={"a": config, "b": longer}, seeds=(0,))
 
 
+def test_only_rvm_is_compared() -> None:
+    with pytest.raises(AblationError, match="only configurations of RVM can be compared; b is of 4ds_mae"):
+        Ablation(variants={"b": tiny_clip_config("4ds_mae")}, seeds=(0,))
+
+
 def test_held_out_clips_are_needed(shards: Path) -> None:
     config = config_of(shards)
     with pytest.raises(AblationError, match="held_out"):
@@ -72,6 +78,11 @@ def test_a_folder_holds_one_ablation(shards: Path, tmp_path: Path) -> None:
     open_folder(Ablation(variants={"a": config}, seeds=(0,)), tmp_path / "out")
     with pytest.raises(AblationError, match="another ablation"):
         open_folder(Ablation(variants={"a": config}, seeds=(0, 1)), tmp_path / "out")
+    # A plan of before there were other objectives is still the same one.
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    del plan["variants"]["a"]["objective"]
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    open_folder(Ablation(variants={"a": config}, seeds=(0,)), tmp_path / "out")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "letter.txt").touch()
     with pytest.raises(AblationError, match="not empty"):

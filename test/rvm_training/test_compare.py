@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rvm_core.cli import main
 from rvm_training import compare_growth
 from rvm_training.compare import MEASURES, Protocol, compare
 from rvm_training.compare_growth import GrowthPoint
+from rvm_training.compare_models import Compared, Source, open_compared
 from rvm_training.compare_report import make_report, make_table, warnings
 
 CLIP = Path(__file__).parents[2] / "rvm_core" / "data" / "clip.mp4"
@@ -73,7 +76,7 @@ def test_command_writes_everything_and_finds_it_again(
     assert 'src="pictures/video_000.png"' in page
     sheet = cv2.imread(str(tmp_path / "out/pictures/video_000.png"))
     # Frames, and PCA and clusters of two models, in two columns.
-    assert sheet.shape[0] > 3 * 112 and sheet.shape[1] > 2 * 6 * 112
+    assert sheet is not None and sheet.shape[0] > 3 * 112 and sheet.shape[1] > 2 * 6 * 112
     assert cv2.imread(str(tmp_path / "out/compare.png")) is not None
 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/models").rglob("*.json")}
@@ -114,7 +117,7 @@ def test_what_a_measure_raises_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("rvm_training.compare_measures.follow", fail)
     found = compare(["pixels"], protocol("tracking", "propagation"), tmp_path, silent)
     assert found.models[0].problems == {"tracking": "out of memory"}
-    assert list(found.models[0].runs) == ["propagation"]
+    assert list(found.models[0].measured) == ["propagation"]
     assert "raw pixels, tracking: out of memory" in warnings(make_report(found, {}))
 
 
@@ -126,15 +129,15 @@ def test_interrupted_it_keeps_what_is_there_and_goes_on(tmp_path: Path, quick_gr
     chosen = protocol("tracking", "propagation", "growth")
     stopped = compare(["pixels"], chosen, tmp_path, interrupt)
     assert stopped.interrupted
-    assert list(stopped.models[0].runs) == ["tracking"]
+    assert list(stopped.models[0].measured) == ["tracking"]
     report = make_report(stopped, {})
     assert report["models"][0]["values"]["tracking.mask_iou"] is not None
     assert any("interrupted" in line for line in warnings(report))
     assert "raw pixels" in make_table(report)
     finished = compare(["pixels"], chosen, tmp_path, silent)
     assert not finished.interrupted
-    assert finished.models[0].runs["tracking"].reused == 1
-    assert finished.models[0].runs["propagation"].reused == 0
+    assert finished.models[0].measured["tracking"].reused == 1
+    assert finished.models[0].measured["propagation"].reused == 0
 
 
 def test_interrupted_within_a_video_it_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +159,24 @@ def test_other_settings_and_damaged_files_are_measured_again(tmp_path: Path, qui
     compare(["pixels"], protocol("growth"), tmp_path, silent)
     assert path.read_text() == kept
     other = compare(["pixels"], protocol("growth", "tracking", scene_frames=7, growth_frames=2), tmp_path, silent)
-    assert other.models[0].runs["tracking"].reused == 0
+    assert other.models[0].measured["tracking"].reused == 0
     assert [point.frames for point in other.models[0].growth] == [1, 2]
+
+
+def test_models_are_let_go_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    def open_and_note(spec: str, source: Source) -> Compared:
+        gc.collect()
+        assert [known for known in alive if known() is not None] == []
+        found = open_compared(spec.partition("#")[0], source)
+        alive.append(weakref.ref(found.encoder))
+        return found
+
+    monkeypatch.setattr("rvm_training.compare.open_compared", open_and_note)
+    found = compare(["pixels#1", "pixels#2"], protocol("propagation"), tmp_path, silent)
+    assert [list(model.measured) for model in found.models] == [["propagation"]] * 2
+    assert not found.models[0].problems and len(alive) == 2
 
 
 def test_progress_adds_up_to_the_measures(tmp_path: Path, quick_growth: None) -> None:
@@ -185,4 +204,4 @@ def test_a_protocol_that_cannot_be() -> None:
         ({"measures": ("quality",)}, "unknown measure 'quality'"),
     ):
         with pytest.raises(ValueError, match=said):
-            Protocol(**options)  # type: ignore[arg-type]
+            Protocol(**options)

@@ -34,7 +34,7 @@ def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job(path: Path, *points: int, **options: float) -> GrowthJob:
-    return GrowthJob(spec=str(path), source=Source(), image_size=(64, 64), points=points, **options)  # type: ignore[arg-type]
+    return GrowthJob(spec=str(path), source=Source(), image_size=(64, 64), points=points, **options)
 
 
 def test_points_double_and_end_with_the_number_itself() -> None:

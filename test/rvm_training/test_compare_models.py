@@ -35,7 +35,7 @@ def test_checkpoint_of_rvm(tiny_path: Path) -> None:
 def test_rvm_without_memory(tiny_path: Path) -> None:
     found = open_compared(f"image:{tiny_path}", Source())
     assert found.kind == "image"
-    assert found.name.endswith("_image")
+    assert found.name == f"rvm_custom_image ({tiny_path.name})"
     # The same weights make other features, so results must not be taken for each other's.
     recurrent = open_compared(str(tiny_path), Source())
     assert found.encoder.identity((32, 32)) != recurrent.encoder.identity((32, 32))

@@ -10,7 +10,7 @@ import pytest
 
 from rvm_training import configs
 from rvm_training.config_files import changed, experiments, load_config
-from rvm_training.pretrain_config import ConfigError, to_dict
+from rvm_training.pretrain_config import ClipSamplingConfig, ConfigError, to_dict
 
 CONFIG_FILES = sorted(path for path in Path(configs.__path__[0]).glob("*.py") if path.name != "__init__.py")
 
@@ -31,6 +31,15 @@ def test_released_sizes_have_the_papers_settings() -> None:
         assert (config.batch_size, config.optimizer.steps) == (2048, steps)
         assert (config.sampling.image_size, config.sampling.visible) == (256, 12)
         assert config.compute_dtype == "bfloat16" and config.remat and config.scan_layers
+
+
+def test_masked_autoencoders_hide_what_the_papers_hide() -> None:
+    for name, mask, visible in (("trecvit_b16", "tubes", 19), ("4ds_b16", "tubelets", 78), ("4ds_e16", "tubelets", 78)):
+        config = load_config(name)
+        sampling = config.sampling
+        assert config.model.name == name and isinstance(sampling, ClipSamplingConfig)
+        assert (sampling.mask, sampling.visible, sampling.frames, sampling.image_size) == (mask, visible, 16, 224)
+    assert load_config("4ds_b16", ["model.decoder_blocks=2", "model.encoder.depth=6"]).model.name == "4ds_custom"
 
 
 def test_ablations_differ_from_their_base_in_one_thing() -> None:

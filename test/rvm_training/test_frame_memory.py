@@ -181,12 +181,14 @@ def test_a_folder_keeps_its_plan(tmp_path: Path) -> None:
 
 def test_clips_are_pieces_of_a_folder(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", numbered_clips(2, frames=10, size=32))
-    clips = load_clips(str(shards), 4, frames=4, size=16)
-    assert clips.shape == (4, 4, 16, 16, 3)
-    assert [[frame_of(frame[..., 0]) for frame in clip] for clip in clips[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    clips = load_clips(str(shards), 8, apart=1, frames=4, size=16)
+    assert clips.shape == (8, 4, 16, 16, 3)
+    numbers = [[(frame_of(frame[..., 1]), frame_of(frame[..., 0])) for frame in clip] for clip in clips]
+    begins = [(0, 0), (0, 4), (0, 5), (0, 6), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert numbers == [[(clip, begin + step) for step in range(4)] for clip, begin in begins]
     with pytest.raises(MemoryClipError, match="has 4 clips of 4 frames, and 5 are wanted"):
-        load_clips(str(shards), 5, frames=4, size=16)
-    scenes = load_clips(SCENES, 2, frames=3, size=32)
+        load_clips(str(shards), 5, apart=5, frames=4, size=16)
+    scenes = load_clips(SCENES, 2, apart=1, frames=3, size=32)
     assert scenes.shape == (2, 3, 32, 32, 3) and not np.array_equal(scenes[0], scenes[1])
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 jax = pytest.importorskip("jax", reason="needs the extra `train`")
+optax = pytest.importorskip("optax", reason="needs the extra `train`")
 pytest.importorskip("torchax", reason="needs the extra `train`")
 
 from pretrain_examples import as_torch, random_batch, tiny_clip_config  # noqa: E402
@@ -39,16 +41,28 @@ def quick_compiler() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@cache
+def make_trainer(kind: str) -> Trainer:
+    """Equal blocks are a loop, and computed again on the way back."""
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, steps=3)
+    config = tiny_clip_config(
+        kind, optimizer=optimizer, batch_size=2, scan_layers=True, remat=True, log_every=1, checkpoint_every=2
+    )
+    return Trainer(config, jax.devices()[:1])
+
+
 @pytest.mark.parametrize("kind", ["trecvit_mae", "4ds_mae"])
 def test_agrees_with_torch(kind: str) -> None:
-    """Equal blocks as a loop, and computed again on the way back."""
-    config = tiny_clip_config(kind, scan_layers=True, remat=True)
+    trainer = make_trainer(kind)
+    config = trainer.config
     batch, model = random_batch(config), build_model(config, seed=config.seed)
     expected = objective.loss(model, as_torch(batch))
     expected.backward()
-    trainer = Trainer(config, jax.devices()[:1])
-    loss, gradients = trainer.gradients(trainer.init(), trainer.place(batch))
-    assert float(loss) == pytest.approx(expected.item(), rel=SAME)
+    state, metrics = trainer.step(trainer.init(), trainer.place(batch))
+    assert float(metrics.loss) == pytest.approx(expected.item(), rel=SAME)
+    # After the first step the first moment is the gradient, scaled.
+    moments = optax.tree_utils.tree_get(state.optimizer, "mu")
+    gradients = {name: np.asarray(moment) / (1 - config.optimizer.b1) for name, moment in moments.items()}
     parameters = dict(model.named_parameters())
     assert gradients.keys() == parameters.keys()
     for name, parameter in parameters.items():
@@ -63,12 +77,9 @@ def test_agrees_with_torch(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["trecvit_mae", "4ds_mae"])
 def test_a_run_goes_on_and_its_weights_load(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = write_shards(tmp_path / "shards", numbered_clips(2, frames=12, size=48))
-    config = tiny_clip_config(
-        kind, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, steps=3), log_every=1, checkpoint_every=2,
-        data=DataConfig(sources=(SourceConfig(name="clips", path=str(shards)),)), batch_size=2, scan_layers=True,
-    )  # fmt: skip
-    trainer = Trainer(config, jax.devices()[:1])
-    monkeypatch.setattr(pretrain, "Trainer", lambda config: trainer)
+    data = DataConfig(sources=(SourceConfig(name="clips", path=str(shards)),))
+    config = replace(make_trainer(kind).config, data=data)
+    monkeypatch.setattr(pretrain, "Trainer", lambda config: make_trainer(kind))
     options = pretrain.RunOptions(
         folder=RunFolder(tmp_path / "run"), make_loader=make_loader, peak=Peak("test", 1e12), stop_after=2
     )

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from plan_examples import PLAN, plan
 
+from plan_examples import PLAN, plan
 from rvm_core.config import DecoderConfig, RVMConfig
 from rvm_training import plan as plan_module
 from rvm_training.config_files import load_config
@@ -123,4 +123,5 @@ def test_rvm_s_fits_the_papers_hardware() -> None:
     assert made.batch_size == 2048
     assert made.memory.total < 32e9
     assert 1 < made.flops_ratio < HIGHEST_RATIO
-    assert {"all-gather", "reduce-scatter"} <= made.collectives.keys()
+    # Gradients of all parameters, float32, are summed over the devices, however the compiler writes it.
+    assert sum(traffic.bytes for traffic in made.collectives.values()) > 4 * made.parameters

@@ -22,7 +22,7 @@ def test_table() -> None:
     }
     assert rows["memory: all of it, of 32 GB"] == ["**8.20**"] * 2
     assert rows["ratio of the two"] == ["**1.25**"] * 2
-    assert rows["all-gather of a device in a step: times, GB"] == ["100, 4.00", "0"]
+    assert rows["all-gather of a device in a step: times, GB"] == ["100, 4", "0, 0"]
     assert rows["hours for 2 billion examples"] == ["**2.7**"] * 2
     assert "MFU of 40%" in lines[-1] and "jax 1.2.3" in lines[-1] and "918 TFLOP/s" in lines[-1]
 

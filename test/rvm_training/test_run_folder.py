@@ -42,6 +42,14 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     assert str(caught.value).splitlines()[1:] == ["  optimizer.clip_norm: null -> 1.0", "  seed: 0 -> 1"]
 
 
+def test_a_run_begun_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "2")
+    values = to_dict(tiny_config())
+    del values["objective"], values["sampling"]["flip"]
+    folder.config.write_text(json.dumps(values))
+    assert folder.check(tiny_config(), resume=True) == 2
+
+
 def test_what_does_not_change_the_weights_may_change(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "2")
     config = tiny_config()
