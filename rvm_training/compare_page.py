@@ -53,6 +53,7 @@ def make_page(report: Json, sheets: Mapping[str, str]) -> str:
     for model in report["models"]:
         body.append(details(model["name"], facts({**model["facts"], **_named(model["fingerprints"])})))
     body += [heading("Machine"), facts(report["machine"])]
+    body += [heading("Files"), *(link(name, name) for name in ("compare.json", "compare.csv"))]
     names = ", ".join(model["name"] for model in report["models"])
     return page("rvm compare", body, lead=names)
 
@@ -83,7 +84,7 @@ def _noise(report: Json) -> Iterable[str]:
         paths = [path for video in kept.values() for path in video["pictures"]][:1]
         for path in paths:
             found.append(details(model["name"], figure(f"{model['folder']}/noise_square/{path}", model["name"])))
-    return [heading("The square of noise"), *found, link("compare.json", "compare.json")] if found else []
+    return [heading("The square of noise"), *found] if found else []
 
 
 def _named(fingerprints: Mapping[str, str]) -> dict[str, str]:

@@ -119,8 +119,7 @@ def make_plan(config: PretrainConfig, topology: Topology) -> Plan:
             text=True,
         )
         if not result.is_file():
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise PlanError(f"the step does not compile for {topology.name}: {lines[-1]}")
+            raise PlanError(f"the step does not compile for {topology.name}: {_last_words(done)}")
         answer = json.loads(result.read_text(encoding="utf-8"))
     if "failure" in answer:
         raise PlanError(_explain(answer["failure"], topology))
@@ -128,6 +127,15 @@ def make_plan(config: PretrainConfig, topology: Topology) -> Plan:
     if plan.memory.total > topology.memory:
         raise PlanError(_too_large(f"{plan.memory.total / 1e9:.1f} GB", topology))
     return plan
+
+
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a process gave no answer; the compiler ends a process when it meets a fault of its own."""
+    lines = done.stderr.strip().splitlines()
+    faults = [line for line in lines if re.search(r"LLVM ERROR|Check failed|^F\d{4} ", line)]
+    said = (faults[:1] or lines[-1:] or ["it said nothing"])[0][:300]
+    ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
+    return f"its process ended with {ended}: {said}"
 
 
 def plan_from_dict(values: dict[str, Any]) -> Plan:

@@ -22,10 +22,10 @@ HIGHEST_RATIO = 1.4
 """Of compiled FLOPs to those of the formula: what the paper's sizes may take with what is computed again."""
 TINY = PretrainConfig(
     model=RVMConfig(
-        width=64, encoder_depth=2, encoder_heads=2, encoder_mlp_width=128, core_depth=2, core_heads=2,
+        width=64, encoder_depth=3, encoder_heads=2, encoder_mlp_width=128, core_depth=2, core_heads=2,
         core_mlp_width=128, decoder=DecoderConfig(width=64, depth=2, num_heads=2, mlp_width=128),
     ),
-    sampling=SamplingConfig(image_size=64, source_frames=2, targets=2),
+    sampling=SamplingConfig(image_size=64),
     batch_size=8,
 )  # fmt: skip
 needs_compiler = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_plans_survive_json() -> None:
     assert plan_from_dict(json.loads(json.dumps(asdict(PLAN)))) == PLAN
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any] | None, stderr: str = "") -> None:
+def answer(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any] | None, stderr: str = "", status: int = 1) -> None:
     """Has the child process answer that; None: nothing."""
     monkeypatch.setattr(plan_module, "find_spec", lambda name: name)
 
@@ -60,7 +60,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any] | None, stder
         if values is not None:
             with open(json.loads(input)["result"], "w", encoding="utf-8") as file:
                 json.dump(values, file)
-        return subprocess.CompletedProcess(command, 0 if values else 1, "", stderr)
+        return subprocess.CompletedProcess(command, 0 if values else status, "", stderr)
 
     monkeypatch.setattr(subprocess, "run", run)
 
@@ -87,8 +87,11 @@ def test_other_failures_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, {"failure": "TypeError: no such thing"})
     with pytest.raises(PlanError, match="does not compile for v6e:2x2: TypeError: no such thing"):
         make_plan(TINY, Topology("v6e:2x2"))
-    answer(monkeypatch, None, "Traceback\nKilled: out of memory")
-    with pytest.raises(PlanError, match="does not compile for v6e:2x2: Killed: out of memory"):
+    answer(monkeypatch, None, "Traceback\nMemoryError")
+    with pytest.raises(PlanError, match="v6e:2x2: its process ended with exit status 1: MemoryError"):
+        make_plan(TINY, Topology("v6e:2x2"))
+    answer(monkeypatch, None, "at work\nLLVM ERROR: Cannot select: x\n  y\nRaising signal 6", status=-6)
+    with pytest.raises(PlanError, match="its process ended with signal 6: LLVM ERROR: Cannot select: x$"):
         make_plan(TINY, Topology("v6e:2x2"))
 
 
