@@ -9,13 +9,13 @@ PACKAGES := $(wildcard rvm_core rvm_perception rvm_training)
 # The version that the tests run with. Not among the hashed packages, as its build and its CUDA packages differ between
 # machines, so pip chooses them.
 TORCH := torch==2.13.0
-# Google's compiler for TPUs, 0.7 GB: only `rvm-train plan` and its tests need it.
+# Google's compiler for TPUs, 0.7 GB: only `rvm-train plan` and its slow tests need it.
 LIBTPU := libtpu==0.0.42.1
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench soak test lint lock audit clean
+.PHONY: help setup demo bench soak test test-slow lint lock audit clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error The path of this folder contains a space, which make and ROS cannot handle: $(CURDIR))
@@ -36,6 +36,7 @@ help:
 	@echo "make bench              measure the engines beside plain torch, then tracking; write tables, JSON and a plot to out/bench"
 	@echo "make soak               20,000 frames with random faults through the node; a table and JSON to out/soak (SOAK_ARGS=...)"
 	@echo "make test               linters, type checker and the whole test suite"
+	@echo "make test-slow          the tests that take minutes each, such as compiling a training step for TPUs"
 	@echo "make lint               linters and type checker only"
 	@echo "make lock               write requirements.txt anew from pyproject.toml (LOCK_ARGS=--upgrade for new versions)"
 	@echo "make audit              look the packages of requirements.txt up among known vulnerabilities (needs a network)"
@@ -133,12 +134,12 @@ bench: setup
 soak: setup
 	$(BIN)/rvm soak --out out/soak $(SOAK_ARGS)
 
-test: lint $(VENV)/.libtpu
+test: lint
 	$(BIN)/python -m pytest
 
-$(VENV)/.libtpu: $(VENV)/.packages
+test-slow: setup
 	$(BIN)/python -m pip install --no-deps $(LIBTPU)
-	@touch $@
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

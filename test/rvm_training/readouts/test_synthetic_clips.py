@@ -63,7 +63,8 @@ def test_every_class_comes_and_stays() -> None:
 def flow(clip: Any) -> Any:
     """Mean flow of what moves between two frames, with the places from the middle of what moves."""
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.video[3:5]]
-    field = cv2.calcOpticalFlowFarneback(grey[0], grey[1], np.zeros((*grey[0].shape, 2), np.float32), 0.5, 3, 11, 3, 5, 1.1, 0)
+    flow = np.zeros((*grey[0].shape, 2), np.float32)
+    field = cv2.calcOpticalFlowFarneback(*grey, flow, 0.5, 3, 11, 3, 5, 1.1, 0)
     return field[np.linalg.norm(field, axis=-1) > 0.5].mean(axis=0)
 
 
