@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rvm_training.pretrain_config import DataConfig, SourceConfig
+from rvm_core.config import RVMConfig
+from rvm_training.pretrain_config import DataConfig, OptimizerConfig, PretrainConfig, SourceConfig
 
 PAPER_DATA = DataConfig(
     sources=tuple(
@@ -12,3 +13,16 @@ PAPER_DATA = DataConfig(
     workers=16,
 )
 """The data sets of the paper. Their weights in the mixture are not public: here they are equal."""
+
+
+def paper_config(size: str, *, steps: int) -> PretrainConfig:
+    """A released size, such as "rvm_s16", with the settings of the paper."""
+    return PretrainConfig(
+        model=RVMConfig.named(size, decoder=True),
+        optimizer=OptimizerConfig(steps=steps),
+        data=PAPER_DATA,
+        batch_size=2048,
+        checkpoint_every=5000,
+        log_every=100,
+        picture_every=10_000,
+    )

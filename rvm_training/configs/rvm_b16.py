@@ -10,18 +10,6 @@ Rate, warm-up, decay and betas are those of 4DS, as RVM's own are not public.
 
 from __future__ import annotations
 
-from rvm_core.config import RVMConfig
-from rvm_training.configs import PAPER_DATA
-from rvm_training.pretrain_config import OptimizerConfig, PretrainConfig
+from rvm_training.configs import paper_config
 
-CONFIGS = {
-    "rvm_b16": PretrainConfig(
-        model=RVMConfig.named("rvm_b16", decoder=True),
-        optimizer=OptimizerConfig(steps=1_000_000),
-        data=PAPER_DATA,
-        batch_size=2048,
-        checkpoint_every=5000,
-        log_every=100,
-        picture_every=10_000,
-    )
-}
+CONFIGS = {"rvm_b16": paper_config("rvm_b16", steps=1_000_000)}
