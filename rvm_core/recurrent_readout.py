@@ -171,9 +171,7 @@ class RecurrentReadout(nn.Module):
             F.normalize(self.cell_match(normed[:, 1:]), dim=-1),
         )
 
-    def advance(
-        self, frame: FrameContext, state: TrackState, grid: tuple[int, int]
-    ) -> tuple[PointOutput, TrackState]:
+    def advance(self, frame: FrameContext, state: TrackState, grid: tuple[int, int]) -> tuple[PointOutput, TrackState]:
         """`forward` of a frame that was looked at."""
         token = self._update(frame, state)
         likeness = self._compare(frame.cells, token, state)

@@ -48,9 +48,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 def _add_model(group: argparse._ArgumentGroup) -> None:
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
-    which.add_argument(
-        "--model", metavar="NAME", choices=_MODELS, help="random weights, to see what training is worth"
-    )
+    which.add_argument("--model", metavar="NAME", choices=_MODELS, help="random weights, to see what training is worth")
     which.add_argument("--pixels", action="store_true", help="raw pixels of the patches in place of features")
     group.add_argument("--image", action="store_true", help="RVM without memory: its state is reset at every frame")
     group.add_argument("--size", type=_size, default=(256, 256), metavar="N or HxW", help="of the frames; default: 256")

@@ -103,9 +103,7 @@ def _fill_sources_and_targets(
     out.visible[row] = draw_visible(random, sampling, sampling.targets)
 
 
-def _fill_clip(
-    random: np.random.Generator, clip: Clip, sampling: ClipSamplingConfig, row: int, out: ClipBatch
-) -> None:
+def _fill_clip(random: np.random.Generator, clip: Clip, sampling: ClipSamplingConfig, row: int, out: ClipBatch) -> None:
     frames = clip.read(draw_clip(random, sampling, clip.length).tolist())
     (crop,) = draw_crops(random, sampling, 1, *frames[0].shape[:2])
     flip = draw_flip(random, sampling)

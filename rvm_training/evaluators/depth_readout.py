@@ -155,9 +155,7 @@ class DepthReadout:
         return Picture(name="depth", image=depth_picture(frame, found, truth), caption="frame, depth found, true depth")
 
 
-def fit_depth(
-    depth: npt.NDArray[Any], image_size: tuple[int, int], head_size: tuple[int, int]
-) -> Float64Array:
+def fit_depth(depth: npt.NDArray[Any], image_size: tuple[int, int], head_size: tuple[int, int]) -> Float64Array:
     """A depth map (H, W) cut in its middle to the shape of `image_size` and brought to `head_size`, nearest pixels."""
     box = Preprocess(height=image_size[0], width=image_size[1], policy="center_crop").map(*depth.shape)
     part = depth[box.source_box.slices]
