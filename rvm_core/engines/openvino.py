@@ -11,6 +11,7 @@ float32 as in every precision.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -234,8 +235,14 @@ def _openvino() -> Any:
     return import_module("openvino")
 
 
+@cache
 def _core() -> Any:
+    """The one of this process.
+
+    A core gives its thread a stack for signals and, when it goes, puts back what was there before: two that do not go in
+    the reverse order of their coming leave a stack that is freed, and the next Ctrl-C is a crash.
+    """
     core = _openvino().Core()
-    # The core is shared by the whole process: an unmapped file would be read into memory of its own.
+    # An unmapped file would be read into memory of its own.
     core.set_property({"ENABLE_MMAP": True})
     return core

@@ -337,3 +337,31 @@ def test_nothing_is_reported_over_the_network() -> None:
     root = Path(__file__).parents[2]
     used = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert used.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+_TWO_ENGINES_AND_A_SIGNAL = """
+import faulthandler, signal, sys
+from pathlib import Path
+from rvm_core import RVM, RVMConfig
+from rvm_core.engines.base import EngineSpec
+from rvm_core.engines.openvino import OpenVINOBackend
+
+# As in a program with a stack for signals of its own.
+faulthandler.enable()
+model = RVM(RVMConfig(width=32, encoder_depth=1, encoder_heads=2, encoder_mlp_width=32, core_depth=1, core_heads=2,
+                      core_mlp_width=32)).eval()
+spec = EngineSpec(backend="openvino", precision="fp32", device="cpu", image_size=(32, 32), batch_size=1)
+backend, folder = OpenVINOBackend(), Path(sys.argv[1])
+backend.build(model, spec, folder, lambda line: None)
+first, second = (backend.load(model, spec, folder) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_is_heard_after_several_engines_are_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _TWO_ENGINES_AND_A_SIGNAL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout.split()) == (0, ["heard"]), done.stderr
