@@ -239,8 +239,8 @@ def _openvino() -> Any:
 def _core() -> Any:
     """The one of this process.
 
-    A core gives its thread a stack for signals and, when it goes, puts back what was there before: two that do not go in
-    the reverse order of their coming leave a stack that is freed, and the next Ctrl-C is a crash.
+    A core gives its thread a stack for signals and, when it goes, puts back what was there before. Two that do not go
+    in the reverse order leave a stack that is freed, and the next Ctrl-C is a crash.
     """
     core = _openvino().Core()
     # An unmapped file would be read into memory of its own.
