@@ -12,6 +12,9 @@ TORCH := torch==2.13.0
 # Google's compiler for TPUs, 0.7 GB: only `rvm-train plan` and its slow tests need it.
 LIBTPU := libtpu==0.0.42.1
 
+# Processes that the tests are divided among, by file.
+TEST_JOBS ?= 2
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -135,7 +138,7 @@ soak: setup
 	$(BIN)/rvm soak --out out/soak $(SOAK_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pip install --no-deps $(LIBTPU)
