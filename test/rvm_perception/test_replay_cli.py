@@ -50,18 +50,6 @@ def command(tmp_path: Path, parameters: Path) -> Callable[..., list[str]]:
     return arguments
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands are there also where the package was installed before they were."""
-    from importlib.metadata import EntryPoint
-
-    import rvm_core.cli as cli
-
-    commands = {"replay": "rvm_perception.replay_cli:register", "make-bag": "rvm_perception.make_bag_cli:register"}
-    own = tuple(EntryPoint(name, target, cli.GROUP) for name, target in commands.items())
-    monkeypatch.setattr(cli, "_OWN", (*cli._OWN, *own))
-
-
 def test_a_video_becomes_a_bag_and_a_bag_becomes_results(
     tmp_path: Path, command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,10 +191,8 @@ def test_the_node_s_own_parameter_file_will_do(tmp_path: Path, command: Callable
 
 MAIN = """\
 import sys
-from importlib.metadata import EntryPoint
 import rvm_core.cli as cli
 import rvm_perception.replay as replay
-cli._OWN = (EntryPoint("replay", "rvm_perception.replay_cli:register", cli.GROUP),)
 replay.PART_BYTES = {part_bytes}
 step = replay.Replay._take
 def slow(self, message, time_ns):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +129,9 @@ def replayed(
     folder = tmp_path_factory.mktemp("replayed")
     settings = "\n    ".join(f"{name}: {value}" for name, value in SETTINGS.items())
     (folder / "rvm.yaml").write_text(f"/**:\n  ros__parameters:\n    {settings}\n")
-    entry = EntryPoint("replay", "rvm_perception.replay_cli:register", "rvm.commands")
-    code = f"import sys, rvm_core.cli as c; from importlib.metadata import EntryPoint; c._OWN = ({entry!r},); " + (
-        "sys.exit(c.main())"
-    )
     options = ["--out", str(folder / "out"), "--params", str(folder / "rvm.yaml"), "--no-overlay", "--no-report"]
     subprocess.run(
-        [sys.executable, "-c", code, "replay", str(bag), *options],
+        [sys.executable, "-m", "rvm_core.cli", "replay", str(bag), *options],
         check=True,
         env={**ros_environment, "OMP_NUM_THREADS": "1"},
     )
