@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from plan_examples import PLAN
 
+from plan_examples import PLAN
 from rvm_core.exit_codes import DONE, ERROR, INCOMPLETE, USAGE
 from rvm_training import plan as plan_module
 from rvm_training.plan import Plan, PlanError
