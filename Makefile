@@ -12,13 +12,10 @@ TORCH := torch==2.13.0
 # Google's compiler for TPUs, 0.7 GB: only `rvm-train plan` and its slow tests need it.
 LIBTPU := libtpu==0.0.42.1
 
-# Processes that the tests are divided among, by file.
-TEST_JOBS ?= 2
-
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench soak test test-slow lint lock audit clean
+.PHONY: help setup demo bench soak test test-models test-node test-slow lint lock audit clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error The path of this folder contains a space, which make and ROS cannot handle: $(CURDIR))
@@ -137,8 +134,15 @@ bench: setup
 soak: setup
 	$(BIN)/rvm soak --out out/soak $(SOAK_ARGS)
 
+# In two processes, as one would take 20 minutes on two cores. What they print appears when they end.
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	$(MAKE) --jobs=2 --output-sync=target --keep-going test-models test-node
+
+test-models:
+	$(BIN)/python -m pytest test/rvm_core test/rvm_training
+
+test-node:
+	$(BIN)/python -m pytest test/rvm_perception test/test_*.py
 
 test-slow: setup
 	$(BIN)/python -m pip install --no-deps $(LIBTPU)
