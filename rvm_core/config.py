@@ -75,15 +75,16 @@ class RVMConfig:
 
     @classmethod
     def named(cls, name: str, *, decoder: bool = False) -> RVMConfig:
-        """The configuration of a released size: "rvm_s16", "rvm_b16", "rvm_l16" or "rvm_h16"; or of the same without
-        memory: "rvm_s16_image" and so on.
+        """The configuration of a named size: "rvm_nano", which ships with this package, a released one, "rvm_s16",
+        "rvm_b16", "rvm_l16" or "rvm_h16", or one of them without memory: "rvm_s16_image" and so on.
 
         Raises `ValueError`, naming the known sizes, for any other name.
         """
         known = NAMED_SIZES | IMAGE_SIZES
         if name not in known:
             raise ValueError(f"unknown model {name!r}; known models: {', '.join(known)}")
-        return replace(known[name], decoder=DecoderConfig() if decoder else None)
+        decoders = {"rvm_nano": _NANO_DECODER}
+        return replace(known[name], decoder=decoders.get(name, DecoderConfig()) if decoder else None)
 
     @property
     def name(self) -> str:
@@ -110,13 +111,25 @@ def _size(width: int, depth: int, heads: int, mlp: int, core_heads: int, core_ml
     )
 
 
+_NANO_DECODER = DecoderConfig(width=128, depth=3, num_heads=4, mlp_width=512)
+
 NAMED_SIZES: dict[str, RVMConfig] = {
+    "rvm_nano": RVMConfig(
+        width=128,
+        encoder_depth=6,
+        encoder_heads=4,
+        encoder_mlp_width=512,
+        core_depth=2,
+        core_heads=4,
+        core_mlp_width=512,
+    ),
     "rvm_s16": _size(384, 12, 6, 1536, 8, 2048),
     "rvm_b16": _size(768, 12, 12, 3072, 12, 3072),
     "rvm_l16": _size(1024, 24, 16, 4096, 16, 4096),
     "rvm_h16": _size(1280, 32, 16, 5120, 16, 5120),
 }
-"""The released sizes. The loader does not need this table: it infers every number from the checkpoint."""
+"""The size that ships with this package and the released ones. The loader does not need this table: it infers every
+number from the checkpoint."""
 
 IMAGE_SUFFIX = "_image"
 """Of the names of models without memory."""

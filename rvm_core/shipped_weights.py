@@ -5,12 +5,22 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from rvm_core.config import IMAGE_SUFFIX
 from rvm_core.tensor_file import CheckpointError
 
-SHIPPED: dict[str, str] = {}
+SHIPPED: dict[str, str] = {
+    "rvm_nano": "3f18c77eb0714872f660d50ccc190f4578b905b94161701e9940b4133a452e7a",
+}
 """sha256 of rvm_core/data/<name>.safetensors, by name: `sha256sum rvm_core/data/*.safetensors` tells them."""
 
 FOLDER = Path(__file__).parent / "data"
+
+
+def weights_or_shipped(weights: str, model: str) -> str:
+    """`weights`, a name or path, or, where it is empty, the name of the weights that ship for the model, of which there
+    may be a form without memory ("rvm_nano_image"); "" where none ship, so that random ones have to do."""
+    shipped = model.removesuffix(IMAGE_SUFFIX)
+    return weights or (shipped if shipped in SHIPPED else "")
 
 
 def shipped_weights(name: str) -> Path:

@@ -75,7 +75,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out/demo"), help="folder for the results; default: %(default)s"
     )
-    parser.add_argument("--weights", default="", metavar="FILE_OR_NAME", help="default: random weights")
+    parser.add_argument("--weights", default="", metavar="FILE_OR_NAME", help="default: rvm_nano, which ships")
     parser.add_argument(
         "--seconds", type=_positive, default=10.0, help="play at most so much of the video; default: %(default)s"
     )

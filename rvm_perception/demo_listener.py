@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvm_perception.feature_map import feature_map_to_numpy
+from rvm_perception.spinning_node import SpinningNode
 
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
@@ -100,23 +100,15 @@ class Listener:
         self.reports = 0
         self._name, self._camera_topic, self._domain, self._clip = node, camera_topic, domain, clip
         self._asked = False
-        self._done = threading.Event()
 
     def __enter__(self) -> Listener:
-        import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
-        from rclpy.context import Context
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import QoSProfile, ReliabilityPolicy
-        from rclpy.signals import SignalHandlerOptions
 
         from rvm_perception.msg import BoxTracks, FeatureMap, PointTracks, QueryAnswers, TrackQueries
 
-        self._context = Context()
-        rclpy.init(
-            args=[], context=self._context, domain_id=self._domain, signal_handler_options=SignalHandlerOptions.NO
-        )
-        self._node = rclpy.create_node("rvm_demo", context=self._context)
+        self._spinning = SpinningNode("rvm_demo", self._domain)
+        self._node = self._spinning.node
         qos = QoSProfile(depth=_QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         listen = self._node.create_subscription
         self._subscription = listen(FeatureMap, f"{self._name}/features", self._on_features, qos)
@@ -125,18 +117,11 @@ class Listener:
         listen(QueryAnswers, f"{self._name}/track_answers", self._on_answers, qos)
         self._queries = self._node.create_publisher(TrackQueries, f"{self._name}/track_queries", qos)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, name="demo_listener", daemon=True)
-        self._thread.start()
+        self._spinning.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=2.0)
-        self._executor.shutdown(timeout_sec=1.0)
-        self._node.destroy_node()
-        self._context.try_shutdown()
+        self._spinning.stop()
 
     @property
     def is_connected(self) -> bool:
@@ -150,15 +135,6 @@ class Listener:
     def last_received_ns(self) -> int:
         """When the newest feature map came, on the clock of `time.time_ns`; 0 before the first."""
         return self.features[-1].received_ns if self.features else 0
-
-    def _spin(self) -> None:
-        from rclpy.executors import ExternalShutdownException
-
-        try:
-            while not self._done.is_set():
-                self._executor.spin_once(timeout_sec=0.1)
-        except ExternalShutdownException:
-            pass
 
     def _on_features(self, message: FeatureMap) -> None:
         received_ns = time.time_ns()

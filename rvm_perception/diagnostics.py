@@ -134,7 +134,7 @@ def engine_status(
     """
     values = {
         "model": identity.name,
-        "weights": parameters.weights or f"random, seed {parameters.seed}",
+        "weights": identity.weights or f"random, seed {parameters.seed}",
         "weights_hash": identity.weights_hash,
         "backend": spec.backend,
         "precision": spec.precision,
@@ -149,7 +149,7 @@ def engine_status(
         return status(DiagnosticStatus.ERROR, name, hanging(running_for), spec.device, values)
     if failure:
         return status(DiagnosticStatus.ERROR, name, failure, spec.device, values)
-    if not parameters.weights:
+    if not identity.weights:
         message = "random weights: the features mean nothing; set the parameter weights"
         return status(DiagnosticStatus.WARN, name, message, spec.device, values)
     return status(DiagnosticStatus.OK, name, "ready", spec.device, values)

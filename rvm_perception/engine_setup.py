@@ -9,6 +9,7 @@ from rvm_core.checkpoint import weights_hash
 from rvm_core.encoders import open_encoder
 from rvm_core.engines import Engine, EngineError, create_engine
 from rvm_core.engines.create import WARNING
+from rvm_core.shipped_weights import weights_or_shipped
 from rvm_core.streaming import StreamingEncoder
 from rvm_core.weights import find_weights
 from rvm_perception.parameters import NodeParameters
@@ -59,17 +60,18 @@ def set_up_engine(parameters: NodeParameters, log: Callable[[str], None], *, cam
 
 def load_model(parameters: NodeParameters, log: Callable[[str], None]) -> tuple[StreamingEncoder, ModelIdentity]:
     """The model and what identifies it. Raises `CheckpointError`, `OSError` and `ValueError`."""
-    if parameters.weights:
-        path = find_weights(parameters.weights)
+    if weights := weights_or_shipped(parameters.weights, parameters.model):
+        path = find_weights(weights)
         log(f"loading weights from {path}")
         model = open_encoder(parameters.model, path)
-        return model, ModelIdentity(name=model.config.name, weights_hash=weights_hash(model))
+        return model, ModelIdentity(name=model.config.name, weights_hash=weights_hash(model), weights=weights)
     log(
         f"{WARNING}no weights given: {parameters.model} runs on RANDOM weights (seed {parameters.seed}); its features "
         "mean nothing. Fetch released weights with `rvm weights fetch rvm_s16` and set the parameter weights:=rvm_s16"
     )
     model = open_encoder(parameters.model, seed=parameters.seed)
-    return model, ModelIdentity(name=f"{parameters.model} (random weights)", weights_hash=weights_hash(model))
+    name = f"{parameters.model} (random weights)"
+    return model, ModelIdentity(name=name, weights_hash=weights_hash(model), weights="")
 
 
 def _make_batched(

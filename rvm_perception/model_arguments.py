@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rvm_core.arguments import parse_size
 from rvm_core.config import ENCODER_NAMES
+from rvm_core.shipped_weights import weights_or_shipped
 
 if TYPE_CHECKING:
     from rvm_core.engines import Engine
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     """--weights, --model, --size, --backend, --precision, --device."""
-    group.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
     group.add_argument(
-        "--model", choices=ENCODER_NAMES, default="rvm_s16", metavar="NAME",
-        help=f"without --weights: one of {', '.join(ENCODER_NAMES)}, with random weights; with them only the ending "
-        "_image counts, which takes the memory from RVM; default: %(default)s",
+        "--weights", default="", metavar="FILE_OR_NAME",
+        help="a checkpoint, or the name of fetched weights; default: those that ship for --model, if any do",
+    )  # fmt: skip
+    group.add_argument(
+        "--model", choices=ENCODER_NAMES, default="rvm_nano", metavar="NAME",
+        help=f"without --weights: one of {', '.join(ENCODER_NAMES)}, with random weights where none ship; with "
+        "--weights only the ending _image counts, which takes the memory from RVM; default: %(default)s",
     )  # fmt: skip
     group.add_argument(
         "--size", metavar="HxW", type=parse_size,
@@ -34,17 +38,22 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", help="cpu, cuda or cuda:N; default: the backend's best")
 
 
-def load_model(args: argparse.Namespace, *, random_means: str, decoder: bool = False) -> StreamingEncoder:
-    """The model of --weights, or one of random weights, with a warning on stderr that ends with `random_means`.
+def chosen_weights(args: argparse.Namespace) -> str:
+    """Name or path of the weights to load; "" for random ones."""
+    return weights_or_shipped(args.weights, args.model)
 
-    decoder: RVM with the decoder of --weights. Raises `CheckpointError` if there is none.
+
+def load_model(args: argparse.Namespace, *, random_means: str, decoder: bool = False) -> StreamingEncoder:
+    """The model of `chosen_weights`, or one of random weights, with a warning on stderr that ends with `random_means`.
+
+    decoder: RVM with the decoder of its weights. Raises `CheckpointError` if there is none.
     """
     from rvm_core.checkpoint import load_checkpoint
     from rvm_core.encoders import open_encoder
     from rvm_core.weights import find_weights
 
-    if args.weights:
-        path = find_weights(args.weights)
+    if weights := chosen_weights(args):
+        path = find_weights(weights)
         return load_checkpoint(path, decoder=True) if decoder else open_encoder(args.model, path)
     warning = f"no weights given: the model runs on RANDOM weights, so {random_means}; see `rvm weights`"
     print(f"rvm: warning: {warning}", file=sys.stderr)
@@ -71,11 +80,11 @@ def describe_model(args: argparse.Namespace, model: StreamingEncoder, engine: En
     """What a summary says of them."""
     from rvm_core.checkpoint import weights_hash
 
-    spec = engine.spec
+    spec, weights = engine.spec, chosen_weights(args)
     return {
         "model": model.config.name,
-        "weights": args.weights or "random, seed 0",
-        "random_weights": not args.weights,
+        "weights": weights or "random, seed 0",
+        "random_weights": not weights,
         "weights_hash": weights_hash(model),
         "image_size": f"{spec.image_size[0]}x{spec.image_size[1]}",
         "backend": spec.backend,

@@ -54,13 +54,15 @@ class NodeParameters:
         "Reliability asked of the cameras; best_effort takes images from reliable and best-effort publishers.",
     )
     weights: str = _parameter(
-        "", "Checkpoint file (.npz or .safetensors) or name of fetched weights (rvm_s16); empty: random weights."
+        "",
+        "Checkpoint file (.npz or .safetensors) or name of fetched weights (rvm_s16); empty: those that ship for the "
+        "model (rvm_nano), or random ones where none ship.",
     )
     model: Literal[
-        "rvm_s16", "rvm_b16", "rvm_l16", "rvm_h16", "trecvit_b16",
-        "rvm_s16_image", "rvm_b16_image", "rvm_l16_image", "rvm_h16_image",
+        "rvm_nano", "rvm_s16", "rvm_b16", "rvm_l16", "rvm_h16", "trecvit_b16",
+        "rvm_nano_image", "rvm_s16_image", "rvm_b16_image", "rvm_l16_image", "rvm_h16_image",
     ] = _parameter(
-        "rvm_s16",
+        "rvm_nano",
         "Model when weights is empty; otherwise the checkpoint decides, and only the ending _image counts, which takes "
         "the memory from RVM.",
     )  # fmt: skip
@@ -120,8 +122,12 @@ class NodeParameters:
         "features",
         "features follows points, boxes and masks by the features alone, without training; none: no tracking topics.",
     )
-    point_head: str = _parameter("", "Checkpoint of a trained head that follows points; empty: no head.")
-    box_head: str = _parameter("", "Checkpoint of a trained head that follows boxes; empty: no head.")
+    point_head: str = _parameter(
+        "", "Trained head that follows points, a file or the name of one that ships (rvm_nano_points); empty: no head."
+    )
+    box_head: str = _parameter(
+        "", "Trained head that follows boxes, a file or the name of one that ships (rvm_nano_boxes); empty: no head."
+    )
     track_context: int = _parameter(
         8, "Frames that a track is matched with, beside the one it was added in; more cost more.", limits=(1, 64)
     )

@@ -40,6 +40,8 @@ class ModelIdentity:
     """As in FeatureMap.model."""
     weights_hash: str
     """As in FeatureMap.weights_hash."""
+    weights: str
+    """Name or path; empty: random ones."""
 
 
 class StreamState(NamedTuple):

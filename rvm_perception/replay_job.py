@@ -244,6 +244,7 @@ class _Job:
 
     def _summary(self, cameras: Sequence[CameraSummary]) -> ReplaySummary:
         parameters, spec = self._plan.parameters, self._stepper.engine.spec
+        identity = self._stepper.identity
         return ReplaySummary(
             bag=self._bag.name,
             bag_storage=self._bag.storage,
@@ -253,10 +254,10 @@ class _Job:
             code_version=code_version(),
             fingerprint=fingerprint(self._run),
             engine=EngineSummary(
-                model=self._stepper.identity.name,
-                weights=Path(parameters.weights).name,
-                weights_hash=self._stepper.identity.weights_hash,
-                random_weights=not parameters.weights,
+                model=identity.name,
+                weights=Path(identity.weights).name,
+                weights_hash=identity.weights_hash,
+                random_weights=not identity.weights,
                 backend=spec.backend,
                 precision=spec.precision,
                 device=spec.device,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from rvm_core.engines import plan_engine
+from rvm_core.shipped_weights import weights_or_shipped
 from rvm_core.weights import find_weights
 from rvm_perception.bag_reader import BagError
 from rvm_perception.parameters import NodeParameters
@@ -91,8 +92,8 @@ def replay_many(
     if not recordings:
         raise BagError(f"there is no recording in {folder}: expected folders of rosbag2, or files *.mcap or *.db3")
     check_folder(out)
-    if parameters.weights:
-        find_weights(parameters.weights)  # what would fail for all of them fails at once
+    if weights := weights_or_shipped(parameters.weights, parameters.model):
+        find_weights(weights)  # what would fail for all of them fails at once
     threads = default_threads() if threads is None else threads
     settings = WorkerSettings(parameters=parameters, threads=threads, make_stepper=maker)
     quiet = replace(options, quiet=True)

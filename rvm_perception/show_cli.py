@@ -18,6 +18,7 @@ from rvm_core.config import IMAGE_SUFFIX
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, DiskFullError, disk_full_errors
 from rvm_perception.model_arguments import (
     add_model_arguments,
+    chosen_weights,
     count,
     describe_model,
     load_model,
@@ -248,12 +249,13 @@ def _views(args: argparse.Namespace) -> list[str]:
 
     if args.depth and not args.views and not args.weights:
         return ["depth"]
-    has_decoder = bool(args.weights) and "decoder" in read_info(find_weights(args.weights)).optional
+    weights = chosen_weights(args)
+    has_decoder = bool(weights) and "decoder" in read_info(find_weights(weights)).optional
     # Without memory there is nothing earlier to reconstruct a frame from.
     has_decoder &= not args.model.endswith(IMAGE_SUFFIX)
     if args.views:
         if "reconstruction" in args.views and not has_decoder:
-            what = f"{args.weights} as {args.model} has none" if args.weights else "without --weights there is none"
+            what = f"{weights} as {args.model} has none" if weights else "random weights have none"
             raise ValueError(f"reconstruction needs a trained decoder, and {what}; the released checkpoints have one")
         return [view for view in _VIEWS if view in args.views]
     can = {

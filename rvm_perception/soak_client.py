@@ -13,6 +13,7 @@ import numpy as np
 from rvm_perception.conversions import rgb_to_compressed, rgb_to_image
 from rvm_perception.soak_check import Output, digest_of
 from rvm_perception.soak_frames import Shot
+from rvm_perception.spinning_node import SpinningNode
 
 if TYPE_CHECKING:
     from diagnostic_msgs.msg import DiagnosticArray
@@ -38,26 +39,18 @@ class SoakClient:
         self._status: dict[str, int] = {}
         self._domain, self._compressed = domain, compressed
         self._changed = threading.Condition()
-        self._done = threading.Event()
         self._newest_ns = 0
         self._services: dict[str, Any] = {}
 
     def __enter__(self) -> SoakClient:
-        import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
-        from rclpy.context import Context
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import QoSProfile, ReliabilityPolicy
-        from rclpy.signals import SignalHandlerOptions
         from sensor_msgs.msg import CompressedImage, Image
 
         from rvm_perception.msg import FeatureMap, QueryAnswers, TrackQueries
 
-        self._context = Context()
-        rclpy.init(
-            args=[], context=self._context, domain_id=self._domain, signal_handler_options=SignalHandlerOptions.NO
-        )
-        self._node = rclpy.create_node("rvm_soak", context=self._context)
+        self._spinning = SpinningNode("rvm_soak", self._domain)
+        self._node = self._spinning.node
         qos = QoSProfile(depth=_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         kind, topic = (CompressedImage, f"{TOPIC}/compressed") if self._compressed else (Image, TOPIC)
         self._camera = self._node.create_publisher(kind, topic, qos)
@@ -65,18 +58,11 @@ class SoakClient:
         self._features = self._node.create_subscription(FeatureMap, f"/{NODE}/features", self._on_features, qos)
         self._node.create_subscription(QueryAnswers, f"/{NODE}/track_answers", self._on_answers, qos)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, name="soak_client", daemon=True)
-        self._thread.start()
+        self._spinning.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=2.0)
-        self._executor.shutdown(timeout_sec=1.0)
-        self._node.destroy_node()
-        self._context.try_shutdown()
+        self._spinning.stop()
 
     @property
     def is_connected(self) -> bool:
@@ -142,15 +128,6 @@ class SoakClient:
         while wait and not future.done() and time.monotonic() < deadline:
             time.sleep(0.002)
         return future.result() if future.done() else None
-
-    def _spin(self) -> None:
-        from rclpy.executors import ExternalShutdownException
-
-        try:
-            while not self._done.is_set():
-                self._executor.spin_once(timeout_sec=0.1)
-        except ExternalShutdownException:
-            pass
 
     def _on_features(self, message: FeatureMap) -> None:
         received_ns = time.time_ns()

@@ -92,8 +92,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--context", metavar="N", type=count, help="newest frames that tracks are matched with; default: 20"
     )
-    group.add_argument("--point-head", metavar="FILE", type=Path, help="trained readout that follows the points")
-    group.add_argument("--box-head", metavar="FILE", type=Path, help="trained readout that follows the boxes")
+    for kind, plural in (("point", "points"), ("box", "boxes")):
+        group.add_argument(
+            f"--{kind}-head", metavar="FILE_OR_NAME",
+            help=f"trained readout that follows the {plural}, such as rvm_nano_{plural}, which ships",
+        )  # fmt: skip
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -189,8 +192,8 @@ def _summary_of_model(
     return {
         "tracker": tracker.name,
         "context": args.context or TrackingConfig().n_context,
-        "point_head": args.point_head and str(args.point_head),
-        "box_head": args.box_head and str(args.box_head),
+        "point_head": args.point_head,
+        "box_head": args.box_head,
         **describe_model(args, model, engine),
     }
 

@@ -122,7 +122,7 @@ def _write(evaluation: Evaluation, args: argparse.Namespace, *, interrupted: boo
     from rvm_training.eval_report import LEGEND, make_report, make_table, write_json
 
     machine = describe_machine()
-    options = {"weights": args.weights, "random_weights": not args.weights}
+    options = {"weights": args.weights, "random_weights": bool(args.model)}
     options |= {name: getattr(args, name) for name in ("backend", "precision", "device")}
     report = make_report(evaluation, machine, options, interrupted=interrupted)
     written = [args.out / "synthetic.json"]

@@ -11,6 +11,7 @@ from rvm_core.config import PATCH_SIZE, TUBE_FRAMES, check_image_size
 from rvm_training.config_values import ConfigError, check
 
 Mask = Literal["tubes", "tubelets"]
+Crops = Literal["frames", "clip"]
 
 
 def _is_range(value: tuple[float, float], low: float, high: float) -> bool:
@@ -63,8 +64,12 @@ class FrameSampling:
 class SamplingConfig(FrameSampling):
     """Source frames, seen whole, and target frames after them. Raises `ConfigError` at construction.
 
-    Each frame has a crop of its own, and each target hidden patches of its own.
+    Each target has hidden patches of its own.
     """
+
+    crops: Crops = "frames"
+    """What has a random crop of its own: each frame, as in the paper, or the clip, in which what rests then stays where
+    it is and what moves goes on as it did."""
 
     source_frames: int = 4
     """Consecutive source frames, all of them seen whole."""
@@ -78,6 +83,7 @@ class SamplingConfig(FrameSampling):
     """Frames of a clip of the data set."""
 
     def __post_init__(self) -> None:
+        check(self, "crops", self.crops in typing.get_args(Crops), f"one of {', '.join(typing.get_args(Crops))}")
         for name in ("source_frames", "targets", "min_gap", "clip_frames"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "max_gap", self.max_gap >= self.min_gap, f"at least min_gap, {self.min_gap}")

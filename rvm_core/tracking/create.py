@@ -15,6 +15,7 @@ from rvm_core.tracking.feature_tracker import FeatureTracker
 from rvm_core.tracking.propagation import TrackingConfig
 from rvm_core.tracking.recurrent_tracker import RecurrentTracker
 from rvm_core.tracking.window_tracker import WindowTracker
+from rvm_core.weights import find_weights
 
 
 def create_tracker(
@@ -31,9 +32,11 @@ def create_tracker(
         grid: (h, w) of the features.
         width: their channels.
         config: of the training-free tracker, which follows all that no head is given for.
-        point_head, box_head: files of trained heads or of recurrent readouts (see `load_readout`).
+        point_head, box_head: trained heads or recurrent readouts (see `load_readout`), as files or by their names (see
+            `find_weights`).
 
-    Raises `CheckpointError` for a file that holds neither for these tracks, or one for features of another width.
+    Raises `CheckpointError` for a file that holds neither for these tracks, or one for features of another width, and
+    `FileNotFoundError` if there is none.
     """
     features = FeatureTracker(grid, config)
     points = _head_tracker(point_head, "points", grid, width) if point_head else features
@@ -41,7 +44,8 @@ def create_tracker(
     return CombinedTracker(points=points, boxes=boxes, masks=features) if point_head or box_head else features
 
 
-def _head_tracker(path: str | Path, kind: TrackKind, grid: tuple[int, int], width: int) -> Tracker[Any]:
+def _head_tracker(name_or_path: str | Path, kind: TrackKind, grid: tuple[int, int], width: int) -> Tracker[Any]:
+    path = find_weights(str(name_or_path))
     head = load_readout(path)
     tracker: Tracker[Any]
     if kind == "points" and isinstance(head, PointHead):

@@ -1,4 +1,4 @@
-"""Augmentation of pretraining: a random resized crop of every frame by itself, a mirror image of whole clips."""
+"""Augmentation of pretraining: a random resized crop of every frame or of a clip, a mirror image of whole clips."""
 
 from __future__ import annotations
 

@@ -95,8 +95,9 @@ def _fill_sources_and_targets(
 ) -> None:
     drawn = draw_frames(random, sampling, clip.length)
     frames = clip.read([*drawn.source.tolist(), *drawn.target.tolist()])
-    crops = draw_crops(random, sampling, len(frames), *frames[0].shape[:2])
+    crops = draw_crops(random, sampling, len(frames) if sampling.crops == "frames" else 1, *frames[0].shape[:2])
     flip = draw_flip(random, sampling)
+    crops = np.broadcast_to(crops, (len(frames), 4))
     for frame, crop, place in zip(frames, crops, [*out.source[row], *out.target[row]], strict=True):
         crop_frame(frame, crop, flip, place)
     out.time_gaps[row] = drawn.gaps

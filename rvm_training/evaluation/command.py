@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rvm_training.evaluation.features import EngineEncoder
     from rvm_training.evaluation.runner import Run
 
-_DEFAULT_MODEL = "rvm_s16"
+_DEFAULT_WEIGHTS = "rvm_nano"
 _BACKENDS = ("auto", "torch", "openvino", "tensorrt")
 _EPILOG = """\
 writes to DIR/NAME: report.html, report.json, report.csv, pictures/, and videos/, a file with the result of each video
@@ -65,10 +65,13 @@ def add_benchmarks(kinds: argparse._SubParsersAction[Any]) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what chooses the model and the engine."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--weights", metavar="FILE_OR_NAME", help="a checkpoint, or the name of fetched weights")
+    which.add_argument(
+        "--weights", metavar="FILE_OR_NAME",
+        help=f"a checkpoint, or the name of fetched weights (default: {_DEFAULT_WEIGHTS}, which ship)",
+    )  # fmt: skip
     which.add_argument(
         "--model", metavar="NAME", choices=ENCODER_NAMES,
-        help=f"a model with random weights, which show what training is worth (default: {_DEFAULT_MODEL})",
+        help="a model with random weights, which show what training is worth",
     )  # fmt: skip
     parser.add_argument(
         "--image", action="store_true", help="RVM without memory, an image encoder: its state is reset at every frame"
@@ -82,16 +85,15 @@ def load_model(args: argparse.Namespace) -> tuple[StreamingEncoder, str]:
     """The model and what its row is called."""
     from rvm_core.encoders import make_encoder, without_memory
 
-    if not args.weights:
-        name = args.model or _DEFAULT_MODEL
+    if args.model:
         if args.image:
-            model = without_memory(make_encoder(name))
+            model = without_memory(make_encoder(args.model))
             return model, f"{model.config.name} (random weights)"
-        return make_encoder(name), f"{name} (random weights)"
+        return make_encoder(args.model), f"{args.model} (random weights)"
     from rvm_core.checkpoint import load_encoder
     from rvm_core.weights import find_weights
 
-    path = find_weights(args.weights)
+    path = find_weights(args.weights or _DEFAULT_WEIGHTS)
     model = without_memory(load_encoder(path)) if args.image else load_encoder(path)
     return model, f"{model.config.name} ({path.name})"
 
@@ -143,7 +145,7 @@ def _encoder(args: argparse.Namespace) -> EngineEncoder:
     logging.getLogger("rvm_core").addHandler(logging.NullHandler())
     return EngineEncoder(
         lambda: load_model(args),
-        random=not args.weights,
+        random=bool(args.model),
         backend=args.backend,
         precision=args.precision,
         device=args.device,

@@ -9,7 +9,7 @@ from rvm_core.config import NAMED_SIZES, check_image_size
 
 
 def test_named_sizes() -> None:
-    assert list(NAMED_SIZES) == ["rvm_s16", "rvm_b16", "rvm_l16", "rvm_h16"]
+    assert list(NAMED_SIZES) == ["rvm_nano", "rvm_s16", "rvm_b16", "rvm_l16", "rvm_h16"]
     small = RVMConfig.named("rvm_s16")
     assert small == RVMConfig(
         width=384,
@@ -28,7 +28,8 @@ def test_named_sizes() -> None:
 def test_name_is_found_again(name: str, decoder: bool) -> None:
     config = RVMConfig.named(name, decoder=decoder)
     assert config.name == name
-    assert config.decoder == (DecoderConfig() if decoder else None)
+    nano = DecoderConfig(width=128, depth=3, num_heads=4, mlp_width=512)
+    assert config.decoder == ((nano if name == "rvm_nano" else DecoderConfig()) if decoder else None)
 
 
 def test_other_sizes_are_custom() -> None:
@@ -36,7 +37,7 @@ def test_other_sizes_are_custom() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'rvm_xl'.*rvm_s16, rvm_b16, rvm_l16, rvm_h16"):
+    with pytest.raises(ValueError, match=r"unknown model 'rvm_xl'.*rvm_nano, rvm_s16, rvm_b16, rvm_l16, rvm_h16"):
         RVMConfig.named("rvm_xl")
 
 

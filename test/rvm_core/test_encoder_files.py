@@ -167,7 +167,7 @@ def test_named_encoders_are_all_of_a_known_class() -> None:
     with torch.device("meta"):
         for name in ENCODER_NAMES:
             assert make_encoder(name, seed=None).config.name == name
-    with pytest.raises(ValueError, match="unknown model 'rvm_x'; known models: rvm_s16, .*trecvit_b16"):
+    with pytest.raises(ValueError, match="unknown model 'rvm_x'; known models: rvm_nano, rvm_s16, .*trecvit_b16"):
         make_encoder("rvm_x")
 
 

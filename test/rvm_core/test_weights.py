@@ -18,6 +18,7 @@ from rvm_core.download import DownloadError
 from rvm_core.fourds import FourDS
 from rvm_core.readout import AttentionReadout, ReadoutConfig
 from rvm_core.releases import RELEASES, Release
+from rvm_core.shipped_weights import SHIPPED
 from rvm_core.trecvit import TRecViT
 from rvm_core.weights import fetch_weights, find_weights, weights_folder
 
@@ -84,8 +85,8 @@ def test_published_sizes_fit_the_configurations(name: str) -> None:
     assert RELEASES[name].url.startswith("https://")
 
 
-def test_every_size_of_rvm_is_released() -> None:
-    assert NAMED_SIZES.keys() <= RELEASES.keys()
+def test_every_size_of_rvm_is_released_or_ships() -> None:
+    assert NAMED_SIZES.keys() <= RELEASES.keys() | SHIPPED.keys()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,9 @@ def test_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["/none.npz", "rvm_s", ""])
 def test_neither_path_nor_name(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no released name; the names are rvm_s16, rvm_b16, rvm_l16, rvm_h16"):
+    with pytest.raises(
+        FileNotFoundError, match="no released name; the names are rvm_nano, .*rvm_s16, rvm_b16, rvm_l16"
+    ):
         find_weights(name)
 
 

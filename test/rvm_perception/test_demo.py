@@ -188,7 +188,7 @@ def test_real_node_gives_features_and_tracks_for_a_short_clip(video: Path) -> No
     assert summary["frames_published"] == FRAMES and summary["node_exit_code"] == 0
     assert node["received"] == node["processed"] + node["dropped"] + node["rejected"] and node["rejected"] == 0
     assert summary["features_received"] == node["processed"] > 0
-    assert summary["random_weights"] is True and summary["model"].startswith("rvm_s16")
+    assert summary["random_weights"] is False and summary["model"] == "rvm_nano"
     assert summary["image_size"] == "48x80"
     assert summary["engine_ms"]["p50"] > 0 and summary["tracking_ms"]["p50"] > 0
     assert summary["queries"] == {"sent": 3, "accepted": 3, "refused": []}

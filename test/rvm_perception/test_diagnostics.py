@@ -82,7 +82,7 @@ def test_the_engine_tells_what_it_is_and_how_it_does(
     given: dict[str, Any], weights: str, level: bytes, expected: str
 ) -> None:
     spec = EngineSpec(backend="torch", precision="fp32", device="cpu", image_size=(32, 48))
-    identity = ModelIdentity(name="tiny", weights_hash="0")
+    identity = ModelIdentity(name="tiny", weights_hash="0", weights=weights)
     status = engine_status("rvm: engine", spec, identity, NodeParameters(weights=weights), batch_size=4, **given)
     values = {pair.key: pair.value for pair in status.values}
     assert status.level == level and expected in status.message

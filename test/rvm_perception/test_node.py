@@ -239,7 +239,7 @@ def test_two_cameras_have_their_own_states_and_topics(ros_environment: dict[str,
 
 
 def test_random_weights_are_named_everywhere(ros_environment: dict[str, str], clip: list[np.ndarray]) -> None:
-    parameters = {**COMMON, "height": 32, "width": 32}
+    parameters = {**COMMON, "model": "rvm_s16", "height": 32, "width": 32}
     with NodeProcess(ros_environment, name="random", **parameters) as process, Client("random") as client:
         client.wait_for_node()
         assert client.exchange(image(clip[0], 0)).model == "rvm_s16 (random weights)"

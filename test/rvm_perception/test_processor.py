@@ -47,7 +47,8 @@ class Camera:
     def __init__(self) -> None:
         self.engine, self.tracker = CountingEngine(), ScriptedTracker()
         engine: Any = self.engine
-        self.processor = FrameProcessor(PARAMETERS, engine, ModelIdentity(name="tiny", weights_hash="0"))
+        identity = ModelIdentity(name="tiny", weights_hash="0", weights="tiny")
+        self.processor = FrameProcessor(PARAMETERS, engine, identity)
         self.stream: Stream[Any] = Stream(StreamRules(max_gap=1.0))
         self.ids = IdLedger()
         self.session = TrackSession(camera="camera", tracker=self.tracker, parameters=PARAMETERS, ids=self.ids)

@@ -210,11 +210,11 @@ def test_file_that_is_no_video_is_an_error(tmp_path: Path, capsys: pytest.Captur
     assert "no such video file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("weights", [[], ["--weights"]], ids=["random", "without"])
+@pytest.mark.parametrize("is_random", [True, False], ids=["random", "without"])
 def test_reconstruction_without_decoder_is_an_error(
-    video: Path, without_decoder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]
+    video: Path, without_decoder: Path, is_random: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [*weights, str(without_decoder)] if weights else []
+    given = ["--model", "rvm_s16"] if is_random else ["--weights", str(without_decoder)]
     out = ["--out", str(video.parent / "out")]
     assert cli.main(["show", str(video), *out, "--views", "reconstruction", *given, *SIZE]) == 1
     assert "reconstruction needs a trained decoder" in capsys.readouterr().err
@@ -249,7 +249,7 @@ def test_random_weights_are_announced(
     )
     monkeypatch.setitem(NAMED_SIZES, "rvm_s16", tiny)
     out = video.parent / "out"
-    assert cli.main(["show", str(video), "--out", str(out), "--seconds", "0.3", *SIZE]) == 0
+    assert cli.main(["show", str(video), "--model", "rvm_s16", "--out", str(out), "--seconds", "0.3", *SIZE]) == 0
     assert "RANDOM weights" in capsys.readouterr().err
     assert json.loads((out / "summary.json").read_text())["random_weights"] is True and names(out)[0] == "kmeans.mp4"
 

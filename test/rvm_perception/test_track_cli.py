@@ -227,6 +227,8 @@ def test_random_weights_are_announced(
     arguments = [
         "track",
         str(video),
+        "--model",
+        "rvm_s16",
         "--points",
         "40,30",
         "--backend",

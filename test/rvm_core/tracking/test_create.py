@@ -163,8 +163,9 @@ def test_wrong_files_are_refused(files: Mapping[str, Path], head: str, file: str
 
 def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "head.npz"
-    for content in (None, b"", b"no head"):
-        if content is not None:
-            path.write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"head.npz, .* the names are"):
+        create_tracker(GRID, WIDTH, point_head=path)
+    for content in (b"", b"no head"):
+        path.write_bytes(content)
         with pytest.raises(CheckpointError, match="head.npz"):
             create_tracker(GRID, WIDTH, point_head=path)

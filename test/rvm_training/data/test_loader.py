@@ -19,6 +19,7 @@ from rvm_training.data.examples import DataError
 from rvm_training.data.loader import Loader, make_loader
 from rvm_training.pretrain_batch import ClipBatch, PretrainBatch
 from rvm_training.pretrain_config import ClipSamplingConfig, DataConfig, SamplingConfig, SourceConfig
+from rvm_training.sampling_config import Crops
 from training_clips import level_of, numbered_clips, write_shards
 
 SAMPLING = SamplingConfig(image_size=32)
@@ -71,6 +72,19 @@ def test_frames_are_those_of_the_gaps(folders: dict[str, Path]) -> None:
     np.testing.assert_array_equal(np.diff(frame, axis=1), 1)
     target = np.round((batch.target[..., 0].mean(axis=(2, 3)) - level_of(0)) / 3)
     np.testing.assert_array_equal(target - frame[:, -1:], batch.time_gaps)
+
+
+@pytest.mark.parametrize(("crops", "alike"), [("frames", False), ("clip", True)])
+def test_a_picture_that_stands_still_is_cropped(tmp_path: Path, crops: Crops, alike: bool) -> None:
+    picture = np.random.default_rng(0).integers(256, size=(64, 80, 3)).astype(np.uint8)
+    folder = write_shards(tmp_path / "still", [[picture] * 64])
+    sampling = SamplingConfig(image_size=32, crops=crops)
+    config = DataConfig(sources=(SourceConfig(name="still", path=str(folder)),))
+    with make_loader(config, sampling, batch_size=4, seed=0) as batches:
+        batch = next(batches)
+    frames = np.concatenate([batch.source, batch.target], axis=1)
+    assert (frames == frames[:, :1]).all(axis=(1, 2, 3, 4)).tolist() == [alike] * 4
+    assert (frames[0] != frames[1]).any()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
