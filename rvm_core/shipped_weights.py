@@ -10,6 +10,8 @@ from rvm_core.tensor_file import CheckpointError
 
 SHIPPED: dict[str, str] = {
     "rvm_nano": "3f18c77eb0714872f660d50ccc190f4578b905b94161701e9940b4133a452e7a",
+    "rvm_nano_boxes": "295ecf24bc5bc50a1298bc5124d4c237ff3d0562064039e9c399a47deb9db599",
+    "rvm_nano_points": "bc3fd503b87ffc4e8a6e64fbb89fd996ff5065c96106c61b5107c5cb445eeba4",
 }
 """sha256 of rvm_core/data/<name>.safetensors, by name: `sha256sum rvm_core/data/*.safetensors` tells them."""
 

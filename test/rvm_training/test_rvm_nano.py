@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from rvm_core import load_checkpoint
+from rvm_core.config import PATCH_SIZE
 from rvm_core.model import RVM
+from rvm_core.tracking import create_tracker
 from rvm_core.weights import find_weights
 from rvm_training import objective
 from rvm_training.config_files import load_config
 from rvm_training.data.sampling import draw_frames, draw_visible
 from rvm_training.data.scenes import SceneConfig, generate_scene
+from rvm_training.eval_report import make_report
+from rvm_training.evaluation.frame_encoder import model_step
+from rvm_training.evaluators.synthetic import Evaluation, Method, evaluate
 from rvm_training.pretrain_batch import PretrainBatch
 
 CONFIG = load_config("rvm_nano")
@@ -24,6 +29,10 @@ SHARE_OF_COPY = 0.65
 """Of the error of the last source frame in the target's place; it is 0.55."""
 WITHOUT_SOURCES = 1.7
 """With another clip's source frames the error grows at least by this factor; it is 2.0."""
+LEAST_BOX_IOU = 0.5
+"""Mean over the boxes; it is 0.62."""
+LEAST_POSITION_ACCURACY = 0.25
+"""Of TAP-Vid; it is 0.31."""
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +74,16 @@ def test_it_reconstructs_later_frames_of_new_scenes(nano: RVM, batch: PretrainBa
 def test_it_looks_at_the_source_frames(nano: RVM, batch: PretrainBatch) -> None:
     others = batch._replace(source=batch.source.roll(1, dims=0))
     assert float(objective.loss(nano, others)) > WITHOUT_SOURCES * float(objective.loss(nano, batch))
+
+
+def test_its_readouts_follow_points_and_boxes_of_new_scenes(nano: RVM) -> None:
+    config = SceneConfig(num_frames=16, num_points=16)
+    grid = (config.height // PATCH_SIZE, config.width // PATCH_SIZE)
+    tracker = create_tracker(grid, nano.config.width, point_head="rvm_nano_points", box_head="rvm_nano_boxes")
+    evaluation = Evaluation(config, ["readouts"])
+    evaluate(
+        [Method("readouts", tracker, model_step(nano), lambda: None)], evaluation, SCENES[:4], lambda text, done: None
+    )
+    (row,) = make_report(evaluation, {}, {}, interrupted=False)["rows"]
+    assert row["box_iou"] > LEAST_BOX_IOU
+    assert row["position_accuracy"] > LEAST_POSITION_ACCURACY
