@@ -30,7 +30,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--configs", nargs="+", default=list(_VARIANTS), metavar="NAME",
         help=f"experiments or YAML files; default: {' '.join(_VARIANTS)}",
     )  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all of them")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="changes of all of them, such as batch_size=8",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, metavar="N", help="of each run; the learning rate falls over them")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many; default: %(default)s")
     parser.add_argument("--scenes", type=int, default=10, metavar="N", help="held-out scenes; default: %(default)s")

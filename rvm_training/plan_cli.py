@@ -29,7 +29,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--size", nargs="+", choices=_SIZES, metavar="SIZE", help=f"{', '.join(_SIZES)}: the paper's")
     which.add_argument("--config", nargs="+", metavar="NAME", help="experiments or YAML files")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the configurations")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="changes of the configurations"
+    )
     parser.add_argument("--topology", default="v6e:16x16", metavar="NAME", help="slice; default: %(default)s")
     parser.add_argument("--batch", type=int, metavar="N", help="examples of a step; default: the configuration's")
     parser.add_argument(

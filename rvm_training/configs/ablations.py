@@ -2,7 +2,7 @@
 
 command:   rvm-train pretrain --config ablation_2_frames --out runs/ablation_2_frames
            rvm-train pretrain --config nano_2_frames --out runs/nano_2_frames
-hardware:  256 TPU v6e cores of 32 GB for size S; one GPU for rvm_nano
+hardware:  256 TPU v6e cores of 32 GB for size S; a CPU or one GPU for rvm_nano
 cost:      500 M examples each at size S, as in the paper; that of rvm_nano for the small ones
 result:    not run; the paper has 41.0, 47.2 and 52.3 on SSv2 with 1, 2 and 4 source frames, 49.1 with self-attention
 """

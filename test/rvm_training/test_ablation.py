@@ -216,5 +216,5 @@ def test_the_command_runs_and_writes_its_report(
     assert main([*argv, str(tmp_path / "out")]) == 0
     assert "untrained" in capsys.readouterr().out
     assert {"ablation.json", "ablation.md", "ablation.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    assert main([*argv, str(tmp_path / "out"), "--set", "optimizer.learning_rate=1e-2"]) == 1
+    assert main([*argv, str(tmp_path / "out"), "--set", "optimizer.learning_rate=1e-2", "eval_every=7"]) == 1
     assert "another ablation" in capsys.readouterr().err
