@@ -21,7 +21,7 @@ from rvm_training.train_checkpoint import TrainCheckpoints
 from rvm_training.train_flops import train_flops
 from rvm_training.train_log import TrainLog, read_scalars
 from rvm_training.train_meter import Meter
-from rvm_training.train_plot import write_curve
+from rvm_training.train_plot import draw_run
 from rvm_training.train_step import Trainer, TrainState
 
 __all__ = ["DivergedError", "Hooks", "Outcome", "RunOptions", "pretrain"]
@@ -179,9 +179,8 @@ def _flops(config: PretrainConfig) -> float:
 
 
 def _draw(options: RunOptions) -> None:
-    folder = options.folder
     with suppress(OSError):
         try:
-            write_curve(read_scalars(folder.scalars), folder.curve, folder.path.resolve().name)
+            draw_run(options.folder)
         except PlotError as error:
             options.hooks.say(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from rvm_core.bench_plot import PlotError
 from rvm_training import train_devices
 from rvm_training.pretrain_batch import Batch, batch_like
 from rvm_training.pretrain_config import PretrainConfig
@@ -21,6 +23,7 @@ from rvm_training.train_checkpoint import TrainCheckpoints
 from rvm_training.train_log import Row, TrainLog
 from rvm_training.train_meter import Meter
 from rvm_training.train_picture import draw_reconstructions
+from rvm_training.train_plot import draw_run
 from rvm_training.train_step import Metrics, Trainer, TrainState
 
 _PICTURED = 4
@@ -140,6 +143,8 @@ class PretrainLoop:
             pictured = pixels[: len(shown.visible)]
             mask: Mask = getattr(self.config.sampling, "mask", "tubes")
             self.log.picture(step, draw_reconstructions(shown, pictured, mask=mask))
+            with suppress(PlotError):  # is told when the run ends
+                draw_run(self.log.folder)
 
     def _save(self, state: TrainState, step: int) -> None:
         self._read()

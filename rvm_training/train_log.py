@@ -32,7 +32,7 @@ class TrainLog:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError("tensorboardX is missing; pip install 'rvm_perception[train]'") from error
-        self._folder = folder
+        self.folder = folder
         kept = [row for row in read_scalars(folder.scalars) if row["step"] <= start]
         with atomic_file(folder.scalars) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
@@ -56,8 +56,8 @@ class TrainLog:
 
     def picture(self, step: int, image: npt.NDArray[np.uint8]) -> None:
         """Logs an RGB picture (H, W, 3) of a step."""
-        self._folder.pictures.mkdir(exist_ok=True)
-        with atomic_file(self._folder.pictures / f"{step:08d}.png") as temporary:
+        self.folder.pictures.mkdir(exist_ok=True)
+        with atomic_file(self.folder.pictures / f"{step:08d}.png") as temporary:
             encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
             temporary.write_bytes(encoded.tobytes())
         self._board.add_image("reconstruction", image, step, dataformats="HWC")

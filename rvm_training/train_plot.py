@@ -9,9 +9,15 @@ import numpy as np
 
 from rvm_core.atomic import atomic_file
 from rvm_core.bench_plot import PlotError
-from rvm_training.train_log import Row
+from rvm_training.run_folder import RunFolder
+from rvm_training.train_log import Row, read_scalars
 
 _LOSS, _HELD_OUT, _NORM, _RATE = "#2a6fbb", "#d07a2a", "#4f9a4f", "#9a5fb0"
+
+
+def draw_run(folder: RunFolder) -> None:
+    """Draws what a run has logged so far. Raises `PlotError` if matplotlib is missing."""
+    write_curve(read_scalars(folder.scalars), folder.curve, folder.path.resolve().name)
 
 
 def write_curve(rows: Sequence[Row], path: Path, title: str) -> None:

@@ -53,7 +53,7 @@ def tiny_config(**changes: Any) -> PretrainConfig:
         checkpoint_every=2,
         keep_checkpoints=2,
         log_every=1,
-        picture_every=100,
+        picture_every=4,
         eval_every=2,
         eval_batches=1,
     )

@@ -101,6 +101,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, uninterrupted: Path) -
     # The checkpoint of step 4 may have been on its way.
     assert folder.steps()[-1] in (2, 4)
     assert [row["step"] for row in read_scalars(folder.scalars)] == [1, 2, 3, 4, 5]
+    assert cv2.imread(str(folder.pictures / "00000004.png")) is not None
+    assert cv2.imread(str(folder.curve)) is not None
     assert pretrain(tiny_config(), options(tmp_path, resume=True)) == Outcome(6, interrupted=False)
     assert_same_run(tmp_path, uninterrupted)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["4", "6"]
