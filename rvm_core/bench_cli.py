@@ -26,7 +26,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--models", nargs="+", metavar="NAME", choices=ENCODER_NAMES, default=["rvm_s16"],
-        help="released sizes, measured with random weights (default: rvm_s16)",
+        help="named sizes, measured with random weights (default: rvm_s16)",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint, or the name of fetched weights, not --models")
     parser.add_argument(

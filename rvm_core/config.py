@@ -83,8 +83,8 @@ class RVMConfig:
         known = NAMED_SIZES | IMAGE_SIZES
         if name not in known:
             raise ValueError(f"unknown model {name!r}; known models: {', '.join(known)}")
-        decoders = {"rvm_nano": _NANO_DECODER}
-        return replace(known[name], decoder=decoders.get(name, DecoderConfig()) if decoder else None)
+        trained_with = _NANO_DECODER if name.removesuffix(IMAGE_SUFFIX) == "rvm_nano" else DecoderConfig()
+        return replace(known[name], decoder=trained_with if decoder else None)
 
     @property
     def name(self) -> str:
