@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -93,15 +94,18 @@ def _run_in_turn(ablation: Ablation, todo: list[Task], root: Path, is_stopped: C
 
 
 def _run_at_once(ablation: Ablation, todo: list[Task], root: Path, jobs: int, is_stopped: Callable[[], bool]) -> None:
+    """Each run in a process of its own, which never sees a signal: it is told of the end by a flag, and saves."""
     from tqdm import tqdm
 
-    from rvm_training.data.pool import blocked_signals
+    from rvm_training.data.pool import SPAWN, blocked_signals, start_pool
 
+    flag = SPAWN.RawValue(ctypes.c_bool, False)
     running: dict[Future[bool], int] = {}
-    pools = [_one_process(index, jobs) for index in range(jobs)]
+    pools = [start_pool(1, _start, index, jobs, flag) for index in range(jobs)]
     try:
         with tqdm(total=len(todo), unit="run", disable=None) as bar:
             while running or (todo and not is_stopped()):
+                flag.value = is_stopped()
                 for index in sorted(set(range(jobs)) - set(running.values())):
                     if todo and not is_stopped():
                         with blocked_signals():
@@ -110,24 +114,27 @@ def _run_at_once(ablation: Ablation, todo: list[Task], root: Path, jobs: int, is
                 for future in done:
                     del running[future]
                     bar.update(bool(future.result()))
-                if is_stopped() and running:
-                    # Their checkpoints are there; the same command goes on from those.
-                    return
     finally:
         for pool in pools:
             for process in list((pool._processes or {}).values()):
-                process.terminate()
+                process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_process(index: int, jobs: int) -> Any:
-    from rvm_training.ablation import share_of_cores
-    from rvm_training.data.pool import start_pool
+# In the process of a run.
 
-    return start_pool(1, share_of_cores, index, jobs)
+_stopped: Any
+
+
+def _start(index: int, jobs: int, flag: Any) -> None:
+    from rvm_training.ablation import share_of_cores
+
+    global _stopped
+    _stopped = flag
+    share_of_cores(index, jobs)
 
 
 def _task(ablation: Ablation, task: Task, root: Path) -> bool:
     from rvm_training.ablation import run_task
 
-    return run_task(ablation, task, root)
+    return run_task(ablation, task, root, is_stopped=lambda: bool(_stopped.value))

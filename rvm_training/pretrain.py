@@ -60,7 +60,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Outcome:
     gives the same weights as one that was not.
 
     Raises:
-        RunFolderError: the folder has another run.
+        RunFolderError: the folder has another run, or another process trains in it.
         DivergedError: something is not finite. The newest checkpoint is of before.
         OSError: something could not be written. The newest complete checkpoint stays.
     """
@@ -74,10 +74,11 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Outcome:
     peak = options.peak or train_devices.device_peak(trainer.mesh.local_devices[0])
     for line in _describe(config, trainer, peak):
         say(line)
-    if main:
-        _prepare(options.folder, config, trainer, new=first is None)
-    train_devices.wait_for_all("prepared")
     with ExitStack() as stack:
+        if main:
+            stack.enter_context(options.folder.alone())
+            _prepare(options.folder, config, trainer, new=first is None)
+        train_devices.wait_for_all("prepared")
         checkpoints = TrainCheckpoints(options.folder.checkpoints, keep=config.keep_checkpoints)
         stack.enter_context(checkpoints)
         place = (jax.process_index(), jax.process_count())
@@ -120,7 +121,6 @@ def _start(trainer: Trainer, checkpoints: TrainCheckpoints, loader: Loader, firs
 
 def _prepare(folder: RunFolder, config: PretrainConfig, trainer: Trainer, *, new: bool) -> None:
     """Raises `OSError` if the folder cannot hold a run."""
-    folder.path.mkdir(parents=True, exist_ok=True)
     if new:
         folder.write_config(config)
     needed, free = _state_bytes(trainer), shutil.disk_usage(folder.path).free

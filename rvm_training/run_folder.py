@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,22 @@ class RunFolder:
                 "or name another folder with --out. There and here:\n  " + "\n  ".join(different)
             )
         return steps[-1]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made if need be, until the end of the body or of this process.
+
+        Raises `RunFolderError` if there is another one.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"another process trains in {self.path}: wait for it, stop it, or name another folder with --out"
+                ) from None
+            yield
 
     def _read(self) -> Any:
         try:

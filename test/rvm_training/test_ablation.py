@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +18,7 @@ import torch
 
 from pretrain_examples import tiny_clip_config
 from pretrain_stand_ins import tiny_config
+from rvm_core.exit_codes import INTERRUPTED
 from rvm_training.ablation import (
     RAW_PIXELS,
     RESULT,
@@ -28,11 +34,14 @@ from rvm_training.ablation import (
 from rvm_training.ablation_measures import copy_loss, model_encoder, pixel_encoder
 from rvm_training.ablation_report import COLUMNS, make_report, make_table
 from rvm_training.objective import PretrainBatch
-from rvm_training.pretrain_config import DataConfig, OptimizerConfig, PretrainConfig, SourceConfig
+from rvm_training.pretrain_config import DataConfig, OptimizerConfig, PretrainConfig, SourceConfig, to_dict
 from rvm_training.pretrain_model import build_model
+from rvm_training.run_folder import RunFolder
 from rvm_training.train_cli import main
 from training_clips import numbered_clips, write_shards
 
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 240
 FEATURE_TOLERANCE = 1e-5
 """Of float32 sums over batches of different size."""
 
@@ -208,8 +217,6 @@ def test_a_finding_is_seen_only_where_no_seed_contradicts(shards: Path) -> None:
 def test_the_command_runs_and_writes_its_report(
     finished: tuple[Ablation, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rvm_training.pretrain_config import to_dict
-
     file = tmp_path / "tiny.yaml"
     file.write_text(json.dumps(to_dict(config_of(shards))))
     argv = ["ablate", "--configs", str(file), "--seeds", "1", "--scenes", "1", "--steps", "2", "--out"]
@@ -218,3 +225,28 @@ def test_the_command_runs_and_writes_its_report(
     assert {"ablation.json", "ablation.md", "ablation.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert main([*argv, str(tmp_path / "out"), "--set", "optimizer.learning_rate=1e-2", "eval_every=7"]) == 1
     assert "another ablation" in capsys.readouterr().err
+
+
+def test_runs_at_once_save_and_stop_when_asked(shards: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    long = replace(config_of(shards), checkpoint_every=10**6, eval_every=10**6, log_every=1)
+    file.write_text(json.dumps(to_dict(long)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rvm_training.train_cli", "ablate", "--configs", str(file), "--steps", "1000000",
+         "--seeds", "2", "--scenes", "1", "--jobs", "2", "--out", str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = [RunFolder(tmp_path / "out" / "tiny" / f"seed_{seed}" / "run") for seed in range(2)]
+    try:
+        end = time.monotonic() + TIMEOUT_S
+        while not all(run.scalars.is_file() and run.scalars.stat().st_size for run in runs):
+            assert time.monotonic() < end and process.poll() is None, process.communicate()
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, errors = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    assert process.returncode == INTERRUPTED, errors
+    assert "NOT COMPLETE" in out
+    assert all(run.steps() for run in runs)

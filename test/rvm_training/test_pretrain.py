@@ -164,6 +164,13 @@ def test_another_run_in_the_folder_is_not_overwritten(uninterrupted: Path) -> No
         pretrain(tiny_config(), options(uninterrupted))
 
 
+def test_two_runs_do_not_train_in_one_folder(tmp_path: Path, uninterrupted: Path) -> None:
+    with RunFolder(tmp_path).alone(), pytest.raises(RunFolderError, match="another process trains in"):
+        pretrain(tiny_config(), options(tmp_path))
+    pretrain(tiny_config(), options(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
 def test_going_on_with_another_configuration_names_the_differences(uninterrupted: Path) -> None:
     sampling = replace(tiny_config().sampling, flip=0.0)
     other = replace(tiny_config(), batch_size=4, sampling=sampling, log_every=2)
