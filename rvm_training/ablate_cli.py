@@ -50,7 +50,9 @@ def _run(args: argparse.Namespace) -> int:
     from rvm_core.stop_request import stop_request
     from rvm_training.ablation import missing, open_folder, read_results
     from rvm_training.ablation_report import make_report, make_table, write_report
+    from rvm_training.train_memory import keep_freed_memory
 
+    keep_freed_memory()
     ablation = _ablation(args)
     open_folder(ablation, args.out)
     with stop_request(lambda: print("rvm-train: saving, then stopping", file=sys.stderr)) as stop:

@@ -17,6 +17,7 @@ from rvm_core.stop_request import stop_request
 from rvm_training.pretrain_config import PretrainConfig, SourceConfig
 from rvm_training.run_folder import RunFolder
 from rvm_training.train_extra import needs_train_extra
+from rvm_training.train_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from rvm_training.pretrain import RunOptions
@@ -102,6 +103,7 @@ def _run(args: argparse.Namespace) -> int:
         return USAGE
     if args.platform:
         os.environ["JAX_PLATFORMS"] = _PLATFORMS[args.platform]
+    keep_freed_memory()
     with needs_train_extra():
         from rvm_training import train_devices
 
