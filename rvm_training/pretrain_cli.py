@@ -197,6 +197,7 @@ _SHOWN = (
     ("examples_per_s", "{:.1f} examples/s"),
     ("mfu", "MFU {:.1%}"),
     ("data_wait", "waits {:.0%} for data"),
+    ("skipped_clips", "{} clips not readable"),
 )
 
 

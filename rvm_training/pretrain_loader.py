@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,6 +14,10 @@ class Loader(Protocol):
     """Endless batches of this process's examples, of numpy; the same ones again from the same position."""
 
     def __next__(self) -> Batch: ...
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """How many clips of each dataset could not be read so far."""
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch, as JSON can hold it."""

@@ -120,7 +120,7 @@ class PretrainLoop:
         row: Row = {}
         if ended or step % self.config.log_every == 0:
             self._read()
-            row |= self.meter.take()
+            row |= self.meter.take() | self._skipped()
         if self.held_out and (ended or step % self.config.eval_every == 0):
             with self.meter.pause():
                 losses = [self.trainer.loss(state, self.trainer.place(part)) for part in self.held_out]
@@ -132,6 +132,11 @@ class PretrainLoop:
         if ended or step % self.config.picture_every == 0:
             with self.meter.pause():
                 self._picture(state, step, local, batch)
+
+    def _skipped(self) -> Row:
+        """Of the first process's share of the data."""
+        skipped = sum(self.loader.skipped.values())
+        return {"skipped_clips": skipped} if skipped else {}
 
     def _picture(self, state: TrainState, step: int, local: Batch, batch: Batch) -> None:
         if self.held_out:

@@ -120,6 +120,7 @@ class StandInLoader:
         self._sampling, self._size, self._seed = sampling, batch_size, seed
         self._held_out = data.sources[0].name == "held out"
         self._given = 0
+        self.skipped = {"clips": 0}
         self.closed = False
 
     def __next__(self) -> PretrainBatch:

@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 import pytest
 
-from pretrain_stand_ins import StandInTrainer, make_stand_in_loader, tiny_config
+from pretrain_stand_ins import StandInLoader, StandInTrainer, make_stand_in_loader, tiny_config
 from rvm_core.exit_codes import is_disk_full
 from rvm_training import pretrain as pretrain_module
 from rvm_training.objective import PretrainBatch
 from rvm_training.peaks import Peak
 from rvm_training.pretrain import DivergedError, Hooks, Outcome, RunOptions, pretrain
-from rvm_training.pretrain_config import DataConfig, PretrainConfig, SourceConfig
+from rvm_training.pretrain_config import DataConfig, PretrainConfig, SamplingConfig, SourceConfig
 from rvm_training.run_folder import RunFolder, RunFolderError
 from rvm_training.train_checkpoint import TrainCheckpointError, read_parameters
 from rvm_training.train_log import read_scalars
@@ -162,6 +162,20 @@ def test_stop_after_leaves_the_schedule(tmp_path: Path, uninterrupted: Path) -> 
 def test_another_run_in_the_folder_is_not_overwritten(uninterrupted: Path) -> None:
     with pytest.raises(RunFolderError, match="up to step 6: go on with --resume"):
         pretrain(tiny_config(), options(uninterrupted))
+
+
+def test_clips_that_cannot_be_read_are_counted_in_the_log(tmp_path: Path) -> None:
+    class Damaged(StandInLoader):
+        def __next__(self) -> PretrainBatch:
+            batch = super().__next__()
+            self.skipped = {"clips": self._given // 3, "others": 0}
+            return batch
+
+    def make(data: DataConfig, sampling: SamplingConfig, *, batch_size: int, seed: int, **_: Any) -> StandInLoader:
+        return Damaged(data, sampling, batch_size, seed)
+
+    pretrain(tiny_config(), replace(options(tmp_path), make_loader=make))
+    assert [row.get("skipped_clips") for row in rows(tmp_path)] == [None, None, 1, 1, 1, 2]
 
 
 def test_two_runs_do_not_train_in_one_folder(tmp_path: Path, uninterrupted: Path) -> None:
