@@ -24,7 +24,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help=__doc__,
         description="Pretrains each configuration with each seed and measures on held-out data: reconstruction loss, "
         "points, boxes and masks followed by the features alone, and a square of noise that only motion shows. The "
-        "same command goes on where it was interrupted.",
+        "same command goes on where it was interrupted, and with more seeds adds those.",
         epilog="writes to DIR: ablation.md, ablation.json, ablation.png, and a folder for each run",
     )
     parser.add_argument(

@@ -110,16 +110,19 @@ def tasks(ablation: Ablation) -> list[Task]:
 
 
 def open_folder(ablation: Ablation, root: Path) -> None:
-    """Writes the plan, or checks that the folder has the same one. Raises `AblationError` otherwise."""
+    """Writes the plan, or checks that the folder has the same one, but for the seeds: those may become more or fewer.
+
+    Raises `AblationError` otherwise.
+    """
     path = root / PLAN
     plan = json.loads(json.dumps(ablation.plain()))
     if not path.exists():
         if root.exists() and any(root.iterdir()):
             raise AblationError(f"{root} is not empty and holds no ablation; give another folder")
         root.mkdir(parents=True, exist_ok=True)
-        _write(path, plan)
-    elif _whole(json.loads(path.read_text(encoding="utf-8"))) != plan:
+    elif _whole(json.loads(path.read_text(encoding="utf-8"))) | {"seeds": plan["seeds"]} != plan:
         raise AblationError(f"{root} holds another ablation, see {path}; give another folder, or the same arguments")
+    _write(path, plan)
 
 
 def _whole(plan: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,9 @@ def test_a_folder_holds_one_ablation(shards: Path, tmp_path: Path) -> None:
     open_folder(Ablation(variants={"a": config}, seeds=(0,)), tmp_path / "out")
     open_folder(Ablation(variants={"a": config}, seeds=(0,)), tmp_path / "out")
     with pytest.raises(AblationError, match="another ablation"):
-        open_folder(Ablation(variants={"a": config}, seeds=(0, 1)), tmp_path / "out")
+        open_folder(Ablation(variants={"a": config}, seeds=(0,), scenes=11), tmp_path / "out")
+    open_folder(Ablation(variants={"a": config}, seeds=(0, 1)), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["seeds"] == [0, 1]
     # A plan of before there were other objectives is still the same one.
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     del plan["variants"]["a"]["objective"]
