@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rvm_core.atomic import atomic_file
 from rvm_core.bench_plot import PlotError
 from rvm_training.ablation import RAW_PIXELS, UNTRAINED, Ablation, Result
@@ -32,6 +34,8 @@ COLUMNS = (
     Column("noise_kmeans", "noise square IoU", 100, True),
     Column("noise_auc", "noise square AUC", 100, True),
 )
+_FAR = 5.0
+"""A bar that is longer than so many medians is cut off in the plot, with its number."""
 LEGEND = (
     "mean over seeds, and in brackets the least and the greatest. Reconstruction loss: mean square over all pixels of "
     "held-out targets, pixels in [0, 1]; for raw pixels that of taking the last source frame for each target. "
@@ -171,12 +175,17 @@ def _plot(report: Row, path: Path) -> None:
     FigureCanvasAgg(figure)
     names = [row["name"].replace("_", " ") for row in report["rows"]]
     for axis, column in zip(figure.subplots(2, 3).flat, COLUMNS, strict=True):
-        for place, row in enumerate(report["rows"]):
-            score = row["scores"][column.key]
+        scores = [row["scores"][column.key] for row in report["rows"]]
+        end = _axis_end([score["high"] * column.scale for score in scores if score["high"] is not None])
+        for place, score in enumerate(scores):
             if score["mean"] is not None:
-                axis.barh(place, score["mean"] * column.scale, color="#2a6fbb", alpha=0.5)
+                mean = score["mean"] * column.scale
+                axis.barh(place, min(mean, end), color="#2a6fbb", alpha=0.5)
                 values = [value * column.scale for value in score["values"] if value is not None]
                 axis.plot(values, [place] * len(values), "o", color="#1c2430", markersize=4)
+                if mean > end:
+                    axis.text(end, place, f"{mean:.0f} \u2192 ", ha="right", va="center", fontsize=8)
+        axis.set_xlim(0, end)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.invert_yaxis()
         better = "higher" if column.higher_is_better else "lower"
@@ -186,3 +195,9 @@ def _plot(report: Row, path: Path) -> None:
     figure.suptitle(f"{budget['examples']:,} examples each; bars: mean over seeds, dots: each seed", fontsize=10)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _axis_end(values: Sequence[float]) -> float:
+    """Beyond all values but those that are so large that nothing could be told of the others."""
+    usual = _FAR * float(np.median(values)) if values else 0.0
+    return 1.1 * max((value for value in values if value <= usual), default=0.0) or 1.0
