@@ -4,8 +4,8 @@ command:   rvm-train pretrain --config ablation_2_frames --out runs/ablation_2_f
            rvm-train ablate --jobs 2 --seeds 2 --steps 1600 --set batch_size=8 --out out/ablation
 hardware:  256 TPU v6e cores of 32 GB for size S; 2 cores of an AMD EPYC with AVX-512 for rvm_nano
 cost:      500 M examples each at size S, as in the paper; 12,800 each for rvm_nano, 2 seeds of 4 variants in 2 hours
-result:    rvm_nano: docs/ablation.md, where the paper's order does not appear. Size S is not run; the paper has 41.0, 47.2
-           and 52.3 on SSv2 with 1, 2 and 4 source frames, 49.1 with self-attention
+result:    rvm_nano: docs/ablation.md, where the paper's order does not appear. Size S is not run; the paper has 41.0,
+           47.2 and 52.3 on SSv2 with 1, 2 and 4 source frames, 49.1 with self-attention
 """
 
 from __future__ import annotations
