@@ -15,14 +15,11 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rvm_core.preprocess import Preprocess
+from image_arrays import HEIGHT, WIDTH, encode, noise, smooth
 from rvm_perception.conversions import (
     SUPPORTED_ENCODINGS,
     ImageError,
-    build_feature_map,
     compressed_to_rgb,
     image_to_labels,
     image_to_rgb,
@@ -30,7 +27,6 @@ from rvm_perception.conversions import (
     rgb_to_compressed,
     rgb_to_image,
 )
-from rvm_perception.feature_map import feature_map_to_numpy, grid_to_pixels
 
 try:
     from sensor_msgs.msg import CompressedImage, Image
@@ -55,7 +51,6 @@ except ImportError:  # images are read from anything with the same fields
 
 needs_ros = pytest.mark.skipif(not HAVE_ROS, reason="ROS, whose messages are filled, is not installed")
 
-HEIGHT, WIDTH = 36, 50
 PADDINGS = [0, 1, 7, 64]
 
 YUV_TOLERANCE = 2
@@ -66,16 +61,6 @@ JPEG_TOLERANCE = 6
 """Levels, on a smooth image at quality 95 with halved colour resolution."""
 SLOW_S = 0.25
 """A 1080p message takes about 2 ms; where rclpy looks at every byte it takes more than twice this."""
-
-
-def noise(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-
-
-def smooth() -> np.ndarray:
-    """An RGB image whose channels are different linear functions of the position."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    return np.rint(np.stack([20 + 4 * x, 230 - 3 * x - 2 * y, 10 + 6 * y], axis=2)).astype(np.uint8)
 
 
 def image_message(rows: np.ndarray, width: int, encoding: str, padding: int = 0, **fields: Any) -> Any:
@@ -91,11 +76,6 @@ def compressed_message(data: bytes, message_format: str = "jpeg") -> Any:
     msg = CompressedImage(format=message_format)
     msg.data.frombytes(data)
     return msg
-
-
-def encode(codec: str, rgb_or_grey: np.ndarray, *options: int) -> bytes:
-    pixels = rgb_or_grey[..., ::-1] if rgb_or_grey.ndim == 3 else rgb_or_grey
-    return cv2.imencode(f".{codec}", pixels, options)[1].tobytes()
 
 
 @contextmanager
@@ -449,139 +429,6 @@ def test_rgb_to_compressed_and_back(codec: Any, tolerance: int) -> None:
     assert np.abs(compressed_to_rgb(msg).astype(int) - smooth()).max() <= tolerance
     with pytest.raises(ValueError, match="codec must be jpeg or png, got 'gif'"):
         rgb_to_compressed(smooth(), header, "gif")  # type: ignore[arg-type]
-
-
-# Whatever comes, the only exception is ImageError.
-
-JPEG = encode("jpeg", smooth())
-PNG = encode("png", smooth()[::4, ::4])
-
-bounded = settings(deadline=2000)
-"""Milliseconds an image of a few kilobytes may take on a busy machine: damaged lengths must not cost time or memory."""
-
-
-@bounded
-@given(data=st.binary(max_size=200), prefix=st.sampled_from([b"", JPEG[:3], PNG[:8], PNG[:33], JPEG[:180], JPEG]))
-def test_random_data_raise_nothing_else(data: bytes, prefix: bytes) -> None:
-    check_compressed(prefix + data)
-
-
-@bounded
-@given(
-    original=st.sampled_from([JPEG, PNG]),
-    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
-    cut=st.floats(0, 1),
-)
-def test_damaged_images_raise_nothing_else(original: bytes, changes: list[tuple[float, int]], cut: float) -> None:
-    damaged = bytearray(original)
-    for place, value in changes:
-        damaged[int(place * len(damaged))] = value
-    check_compressed(bytes(damaged))
-    check_compressed(bytes(damaged[: int(cut * len(damaged))]))
-
-
-def check_compressed(data: bytes) -> None:
-    try:
-        result = compressed_to_rgb(SimpleNamespace(data=data, format="rgb8; jpeg compressed bgr8"), max_pixels=10**6)
-    except ImageError as error:
-        assert error.reason in ImageError.REASONS
-    else:
-        assert result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
-
-
-@bounded
-@given(
-    encoding=st.sampled_from([*SUPPORTED_ENCODINGS, "8UC3", "16UC1", "32FC1"]),
-    height=st.integers(0, 9),
-    width=st.integers(0, 9),
-    padding=st.integers(-3, 3),
-    surplus=st.sampled_from([0, 0, 0, -1, 1]),
-    big=st.integers(0, 255),
-    assumed=st.sampled_from(["", *SUPPORTED_ENCODINGS]),
-)
-def test_random_images_raise_nothing_else(
-    encoding: str, height: int, width: int, padding: int, surplus: int, big: int, assumed: str
-) -> None:
-    channels = {"rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "32FC1": 4}.get(encoding, 1)
-    step = max(0, width * (2 if "16" in encoding or "yu" in encoding else channels) + padding)
-    data = noise(max(0, step * height + surplus)).tobytes()
-    msg = SimpleNamespace(encoding=encoding, height=height, width=width, step=step, is_bigendian=big, data=data)
-    try:
-        result = image_to_rgb(msg, ambiguous_encoding=assumed)
-    except ImageError as error:
-        assert error.reason in ImageError.REASONS
-    else:
-        assert result.shape == (height, width, 3) and result.dtype == np.uint8 and result.flags.c_contiguous
-
-
-# Feature maps.
-
-FRAME_MAP = Preprocess(height=32, width=48, policy="letterbox").map(100, 120)
-
-
-def feature_map(**changes: Any) -> Any:
-    """A message made from fixed inputs with the given changes."""
-    pytest.importorskip("rvm_perception.msg", reason="the messages are not built")
-    inputs: dict[str, Any] = {
-        "header": Header(frame_id="camera"),
-        "camera": "front",
-        "model": "rvm_s16",
-        "weights_hash": "abc",
-        "epoch": 3,
-        "index": 2**40,
-        "skipped": 5,
-        "features": np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32),
-        "frame_map": FRAME_MAP,
-    }
-    return build_feature_map(**{**inputs, **changes})
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_feature_map_holds_what_was_given(dtype: Any) -> None:
-    features = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
-    msg = feature_map(features=features, dtype=dtype)
-    assert (msg.header.frame_id, msg.camera, msg.model, msg.weights_hash) == ("camera", "front", "rvm_s16", "abc")
-    assert (msg.epoch, msg.index, msg.skipped) == (3, 2**40, 5)
-    assert (msg.rows, msg.cols, msg.channels, msg.image_width, msg.image_height) == (2, 3, 4, 120, 100)
-    np.testing.assert_array_equal(np.asarray(msg.cls), features[0])
-    np.testing.assert_array_equal(feature_map_to_numpy(msg), features[1:].reshape(2, 3, 4).astype(dtype))
-    cells = np.array([[0.5, 0.5], [3, 2]])
-    np.testing.assert_array_equal(grid_to_pixels(msg, cells), FRAME_MAP.grid_to_pixels(cells))
-
-
-def test_feature_map_survives_the_wire() -> None:
-    serialization = pytest.importorskip("rclpy.serialization", reason="ROS is not installed")
-    msg = feature_map(dtype="float16")
-    received = serialization.deserialize_message(serialization.serialize_message(msg), type(msg))
-    assert received == msg
-    np.testing.assert_array_equal(feature_map_to_numpy(received), feature_map_to_numpy(msg))
-
-
-def test_feature_map_does_not_share_the_features() -> None:
-    features = np.ones((7, 4), np.float32)
-    msg = feature_map(features=features)
-    features[:] = 2
-    assert feature_map_to_numpy(msg).max() == 1 and max(msg.cls) == 1
-
-
-def test_features_beyond_float16_stay_finite() -> None:
-    features = np.full((7, 4), 1e6, np.float32)
-    features[2] = -1e6
-    result = feature_map_to_numpy(feature_map(features=features, dtype="float16"))
-    assert (result.max(), result.min()) == (65504, -65504)
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"features": np.zeros((6, 4), np.float32)}, r"expected features \(7, D\) for 2x3 cells, got \(6, 4\)"),
-        ({"features": np.zeros((1, 7, 4), np.float32)}, r"got \(1, 7, 4\)"),
-        ({"dtype": "bfloat16"}, "dtype must be float32 or float16, got 'bfloat16'"),
-    ],
-)
-def test_feature_map_refuses_what_does_not_fit(changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        feature_map(**changes)
 
 
 # The same as cv_bridge, where it is installed.

@@ -1,4 +1,4 @@
-"""Reading a FeatureMap with numpy alone."""
+"""Reading a FeatureMap with numpy alone, and filling one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rvm_perception
+from rvm_core.preprocess import Preprocess
+from rvm_perception.conversions import build_feature_map
 from rvm_perception.feature_map import FeatureMapError, feature_map_to_numpy, grid_to_pixels, pixels_to_grid
 
 ROOT = Path(__file__).parents[2]
@@ -132,3 +134,75 @@ def test_import_needs_only_numpy() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# Filling one.
+
+FRAME_MAP = Preprocess(height=32, width=48, policy="letterbox").map(100, 120)
+
+
+def feature_map(**changes: Any) -> Any:
+    """A message made from fixed inputs with the given changes."""
+    pytest.importorskip("rvm_perception.msg", reason="the messages are not built")
+    from std_msgs.msg import Header
+
+    inputs: dict[str, Any] = {
+        "header": Header(frame_id="camera"),
+        "camera": "front",
+        "model": "rvm_s16",
+        "weights_hash": "abc",
+        "epoch": 3,
+        "index": 2**40,
+        "skipped": 5,
+        "features": np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32),
+        "frame_map": FRAME_MAP,
+    }
+    return build_feature_map(**{**inputs, **changes})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_feature_map_holds_what_was_given(dtype: Any) -> None:
+    features = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
+    msg = feature_map(features=features, dtype=dtype)
+    assert (msg.header.frame_id, msg.camera, msg.model, msg.weights_hash) == ("camera", "front", "rvm_s16", "abc")
+    assert (msg.epoch, msg.index, msg.skipped) == (3, 2**40, 5)
+    assert (msg.rows, msg.cols, msg.channels, msg.image_width, msg.image_height) == (2, 3, 4, 120, 100)
+    np.testing.assert_array_equal(np.asarray(msg.cls), features[0])
+    np.testing.assert_array_equal(feature_map_to_numpy(msg), features[1:].reshape(2, 3, 4).astype(dtype))
+    cells = np.array([[0.5, 0.5], [3, 2]])
+    np.testing.assert_array_equal(grid_to_pixels(msg, cells), FRAME_MAP.grid_to_pixels(cells))
+
+
+def test_feature_map_survives_the_wire() -> None:
+    serialization = pytest.importorskip("rclpy.serialization", reason="ROS is not installed")
+    msg = feature_map(dtype="float16")
+    received = serialization.deserialize_message(serialization.serialize_message(msg), type(msg))
+    assert received == msg
+    np.testing.assert_array_equal(feature_map_to_numpy(received), feature_map_to_numpy(msg))
+
+
+def test_feature_map_does_not_share_the_features() -> None:
+    features = np.ones((7, 4), np.float32)
+    msg = feature_map(features=features)
+    features[:] = 2
+    assert feature_map_to_numpy(msg).max() == 1 and max(msg.cls) == 1
+
+
+def test_features_beyond_float16_stay_finite() -> None:
+    features = np.full((7, 4), 1e6, np.float32)
+    features[2] = -1e6
+    result = feature_map_to_numpy(feature_map(features=features, dtype="float16"))
+    assert (result.max(), result.min()) == (65504, -65504)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"features": np.zeros((6, 4), np.float32)}, r"expected features \(7, D\) for 2x3 cells, got \(6, 4\)"),
+        ({"features": np.zeros((1, 7, 4), np.float32)}, r"got \(1, 7, 4\)"),
+        ({"dtype": "bfloat16"}, "dtype must be float32 or float16, got 'bfloat16'"),
+    ],
+)
+def test_feature_map_refuses_what_does_not_fit(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        feature_map(**changes)
