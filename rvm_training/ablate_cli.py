@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +47,9 @@ def _run(args: argparse.Namespace) -> int:
     from rvm_core.bench_report import describe_machine
     from rvm_core.exit_codes import DONE, INTERRUPTED
     from rvm_core.stop_request import stop_request
-    from rvm_training.ablation import missing, open_folder, read_results
+    from rvm_training.ablation import missing, open_folder, read_results, run_task
     from rvm_training.ablation_report import make_report, make_table, write_report
+    from rvm_training.run_at_once import run_at_once
     from rvm_training.train_memory import keep_freed_memory
 
     keep_freed_memory()
@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
     open_folder(ablation, args.out)
     with stop_request(lambda: print("rvm-train: saving, then stopping", file=sys.stderr)) as stop:
         if args.jobs > 1:
-            _run_at_once(ablation, missing(ablation, args.out), args.out, args.jobs, stop.is_set)
+            runs = [partial(run_task, ablation, task, args.out) for task in missing(ablation, args.out)]
+            run_at_once(runs, args.jobs, stop.is_set)
         else:
             _run_in_turn(ablation, missing(ablation, args.out), args.out, stop.is_set)
     report = make_report(ablation, read_results(ablation, args.out), describe_machine())
@@ -93,50 +94,3 @@ def _run_in_turn(ablation: Ablation, todo: list[Task], root: Path, is_stopped: C
             bar.set_description(f"{task.name}, seed {task.seed}")
             if is_stopped() or not run_task(ablation, task, root, is_stopped=is_stopped):
                 return
-
-
-def _run_at_once(ablation: Ablation, todo: list[Task], root: Path, jobs: int, is_stopped: Callable[[], bool]) -> None:
-    """Each run in a process of its own, which never sees a signal: it is told of the end by a flag, and saves."""
-    from tqdm import tqdm
-
-    from rvm_training.data.pool import SPAWN, blocked_signals, start_pool
-
-    flag = SPAWN.RawValue(ctypes.c_bool, False)
-    running: dict[Future[bool], int] = {}
-    pools = [start_pool(1, _start, index, jobs, flag) for index in range(jobs)]
-    try:
-        with tqdm(total=len(todo), unit="run", disable=None) as bar:
-            while running or (todo and not is_stopped()):
-                flag.value = is_stopped()
-                for index in sorted(set(range(jobs)) - set(running.values())):
-                    if todo and not is_stopped():
-                        with blocked_signals():
-                            running[pools[index].submit(_task, ablation, todo.pop(0), root)] = index
-                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in done:
-                    del running[future]
-                    bar.update(bool(future.result()))
-    finally:
-        for pool in pools:
-            for process in list((pool._processes or {}).values()):
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-# In the process of a run.
-
-_stopped: Any
-
-
-def _start(index: int, jobs: int, flag: Any) -> None:
-    from rvm_training.ablation import share_of_cores
-
-    global _stopped
-    _stopped = flag
-    share_of_cores(index, jobs)
-
-
-def _task(ablation: Ablation, task: Task, root: Path) -> bool:
-    from rvm_training.ablation import run_task
-
-    return run_task(ablation, task, root, is_stopped=lambda: bool(_stopped.value))

@@ -7,7 +7,6 @@ A run with a result is not done again, and one that was interrupted goes on, so 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ UNTRAINED = "untrained"
 RAW_PIXELS = "raw pixels"
 RESULT = "result.json"
 PLAN = "plan.json"
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 Result = dict[str, Any]
 
@@ -214,15 +212,6 @@ def _held_out(config: PretrainConfig) -> list[Any]:
         batches: list[Any] = [next(loader) for _ in range(HELD_OUT_BATCHES)]
     frames = config.rvm_sampling.source_frames
     return [batch._replace(source=np.asarray(batch.source)[:, -frames:]) for batch in batches]
-
-
-def share_of_cores(index: int, jobs: int) -> None:
-    """Keeps this process to its part of the cores, so that several can train at once."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        mine = cores[index % jobs :: jobs] or cores
-        os.sched_setaffinity(0, mine)
-        os.environ.update(dict.fromkeys(_THREADS, str(len(mine))))
 
 
 def _without_nan(scores: Mapping[str, float]) -> dict[str, float | None]:

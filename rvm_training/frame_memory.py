@@ -1,7 +1,8 @@
 """The frame memory task of TRecViT (arXiv 2412.14294): paint the 16th frame of a clip after many more have been seen.
 
 The paper trains with 64 frames and tests with 96. Here small models are compared of which only the recurrent encoder is
-different, with equal clips, steps, optimiser and readout; sizes, readout, clips and steps are ours. The folder of a
+different, with equal clips, steps, optimiser and readout; sizes, readout, clips and the schedule (single frames first,
+then ever longer clips) are ours. The folder of a
 comparison: plan.json says what is compared, SOURCE/MODEL/seed_K holds a training and its result.json. The same command
 goes on where it was interrupted.
 """
@@ -65,11 +66,16 @@ class FrameMemory:
     """Of each source."""
     test_clips: int = 32
     """Of each source, that no model learns from."""
-    steps: int = 2000
+    steps: int = 2400
     """Of each training."""
+    single: float = 0.25
+    """Share of the steps, at the beginning, in which a model paints the only frame that it has seen: what stands for
+    the pretrained weights with which the paper begins."""
+    grown: float = 0.6
+    """Share of the steps after which clips are whole; until then they get longer, from `remembered` frames."""
     batch_size: int = 8
-    """Clips of a step."""
-    learning_rate: float = 1e-3
+    """Clips of a step; as many frames as they have until the remembered one, where it paints single ones."""
+    learning_rate: float = 3e-3
     """The highest of the schedule: a linear warm-up over a twentieth of the steps, then a cosine to zero."""
 
     def __post_init__(self) -> None:
@@ -85,12 +91,23 @@ class FrameMemory:
             raise FrameMemoryError(f"frame {self.remembered} must have been seen: fewer frames are asked for")
         if list(self.test_frames) != sorted(set(self.test_frames)):
             raise FrameMemoryError(f"test_frames must rise, got {self.test_frames}")
+        if not 0 <= self.single <= self.grown <= 1:
+            raise FrameMemoryError(f"expected 0 <= single <= grown <= 1, got {self.single} and {self.grown}")
         if not 0 < self.learning_rate < math.inf:
             raise FrameMemoryError(f"learning_rate must be positive, got {self.learning_rate}")
         try:
             check_image_size(self.image_size, self.image_size)
         except ValueError as error:
             raise FrameMemoryError(str(error)) from error
+
+    def frames_of_step(self, step: int) -> int:
+        """Length of the clips of a step in training; the first step is 0."""
+        first, whole = self.single * self.steps, self.grown * self.steps
+        if step < first:
+            return 1
+        if step >= whole:
+            return self.train_frames
+        return self.remembered + int((self.train_frames - self.remembered) * (step - first) / (whole - first))
 
     @property
     def clip_frames(self) -> int:
@@ -173,7 +190,7 @@ def run_task(
         return True
     folder.mkdir(parents=True, exist_ok=True)
     model = Rememberer(task.model, width=memory.width, image_size=memory.image_size, seed=task.seed).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=memory.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=memory.learning_rate, betas=(0.9, 0.95), weight_decay=0)
     identity, progress = asdict(task) | {"plan": memory.plain()}, Progress()
     if (folder / STATE).is_file():
         saved = load_state(folder / STATE, identity)
@@ -206,15 +223,18 @@ def _train_step(
 ) -> float:
     # Drawn from the number of the step, so that one that goes on draws the same, and all models see the same clips.
     random = np.random.default_rng([task.seed, step])
-    chosen = random.integers(len(clips), size=memory.batch_size)
-    starts = random.integers(clips.shape[1] - memory.train_frames + 1, size=memory.batch_size)
-    pieces = [clips[clip, start : start + memory.train_frames] for clip, start in zip(chosen, starts, strict=True)]
+    count = memory.frames_of_step(step)
+    remembered = min(memory.remembered, count)
+    batch_size = memory.batch_size * memory.remembered // remembered
+    chosen = random.integers(len(clips), size=batch_size)
+    starts = random.integers(clips.shape[1] - count + 1, size=batch_size)
+    pieces = [clips[clip, start : start + count] for clip, start in zip(chosen, starts, strict=True)]
     frames = to_unit(torch.from_numpy(np.stack(pieces)).to(device))
     for group in optimizer.param_groups:
         group["lr"] = _rate(memory, step)
     optimizer.zero_grad()
-    painted = model(frames, (memory.train_frames,))[:, 0]
-    loss = (painted - frames[:, memory.remembered - 1]).square().mean()
+    painted = model(frames, (count,))[:, 0]
+    loss = (painted - frames[:, remembered - 1]).square().mean()
     value = loss.item()
     if not math.isfinite(value):
         raise FrameMemoryError(f"{task.model} on {task.source}: loss {value} in step {step + 1}; a lower rate may help")

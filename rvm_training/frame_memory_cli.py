@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvm_training.pretrain_cli import parse_source
 
 if TYPE_CHECKING:
-    from rvm_training.frame_memory import FrameMemory
+    from rvm_training.frame_memory import Clips, FrameMemory
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -38,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "width": (64, "channels of the models"),
         "train-clips": (128, "clips to learn from, of each source"),
         "test-clips": (32, "clips of the test, of each source"),
-        "steps": (2000, "of each training"),
+        "steps": (2400, "of each training, a quarter of them with single frames"),
         "batch": (8, "clips of a step"),
     }
     for name, (default, what) in numbers.items():
@@ -47,7 +49,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--test-frames", type=int, nargs="+", default=[32, 64, 80, 96], metavar="N",
         help="frames seen in the test; default: 32 64 80 96",
     )  # fmt: skip
-    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)g")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, metavar="RATE", help="default: %(default)g")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="trainings at once, each on its part of the cores"
+    )
     parser.add_argument("--device", default="cpu", help="of torch, such as cuda; default: %(default)s")
     parser.set_defaults(run=_run)
 
@@ -59,12 +64,17 @@ def _run(args: argparse.Namespace) -> int:
     from rvm_core.stop_request import stop_request
     from rvm_training.frame_memory import baseline_scores, open_folder, read_results, source_clips
     from rvm_training.frame_memory_report import make_report, make_table, write_report
+    from rvm_training.train_memory import keep_freed_memory
 
+    keep_freed_memory()
     memory = _memory(args)
     clips = {source: source_clips(memory, source) for source in memory.sources}
     open_folder(memory, args.out)
     with stop_request(lambda: print("rvm-train frame-memory: saving, then stopping", file=sys.stderr)) as stop:
-        _train(memory, clips, args, stop.is_set)
+        if args.jobs > 1:
+            _train_at_once(memory, clips, args, stop.is_set)
+        else:
+            _train_in_turn(memory, clips, args, stop.is_set)
     baselines = {source: baseline_scores(memory, of.test) for source, of in clips.items()}
     report = make_report(memory, read_results(memory, args.out), baselines, describe_machine())
     print(make_table(report))
@@ -97,7 +107,22 @@ def _memory(args: argparse.Namespace) -> FrameMemory:
     )
 
 
-def _train(memory: FrameMemory, clips: dict[str, Any], args: argparse.Namespace, is_stopped: Any) -> None:
+def _train_at_once(
+    memory: FrameMemory, clips: dict[str, Clips], args: argparse.Namespace, is_stopped: Callable[[], bool]
+) -> None:
+    import torch
+
+    from rvm_training.frame_memory import run_task, tasks
+    from rvm_training.run_at_once import run_at_once
+
+    device = torch.device(args.device)
+    runs = [partial(run_task, memory, task, clips[task.source], args.out, device=device) for task in tasks(memory)]
+    run_at_once(runs, args.jobs, is_stopped)
+
+
+def _train_in_turn(
+    memory: FrameMemory, clips: dict[str, Clips], args: argparse.Namespace, is_stopped: Callable[[], bool]
+) -> None:
     import torch
     from tqdm import tqdm
 

@@ -281,14 +281,14 @@ def test_a_reset_loses_every_track_once(client: TrackClient, clip: list[np.ndarr
         client.exchange(image(clip[i], i))
     client.ask("again", **point((100.0, 100.0)), point_ids=[0])
     client.exchange(image(clip[5], 5))
-    points, boxes = client.at(client.points, 2), client.at(client.boxes, 2)
+    points, boxes, anew = client.at(client.points, 2), client.at(client.boxes, 2), client.at(client.points, 5)
     for message, id in ((points, answer.ids[0]), (boxes, answer.ids[1])):
         assert (message.epoch, message.index) == (first.epoch + 1, 0)
         assert (list(message.ids), list(message.status)) == ([id], [message.LOST])
     assert points.labels == ["hub"] and np.isnan(points.x[0])
     assert frames_of(client.boxes) == [1, 2]
     assert frames_of(client.points) == [1, 2, 5]
-    assert client.points[-1].ids[0] > max(answer.ids), "ids go on"
+    assert anew.ids[0] > max(answer.ids), "ids go on"
 
 
 def test_the_overlay_shows_the_tracks(client: TrackClient, clip: list[np.ndarray]) -> None:

@@ -37,7 +37,7 @@ SAME = 1e-4
 """float32 sums in another order, over some layers and frames."""
 TINY = FrameMemory(
     sources={"clips": "clips"}, seeds=(0,), remembered=2, train_frames=4, test_frames=(3, 4, 6), image_size=16,
-    width=16, train_clips=4, test_clips=2, steps=3, batch_size=2,
+    width=16, train_clips=4, test_clips=2, steps=3, batch_size=2, single=0, grown=0, learning_rate=1e-3,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -145,6 +145,32 @@ def test_all_models_see_the_same_clips(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(seen["rvm"], seen["trecvit"], strict=True))
 
 
+def test_clips_get_longer() -> None:
+    memory = replace(TINY, remembered=4, train_frames=8, test_frames=(8,), steps=10, single=0.2, grown=0.6)
+    assert [memory.frames_of_step(step) for step in range(10)] == [1, 1, 4, 5, 6, 7, 8, 8, 8, 8]
+    at_once = replace(memory, single=0, grown=0)
+    assert {at_once.frames_of_step(step) for step in range(10)} == {8}
+
+
+def test_a_step_paints_the_remembered_frame_or_the_only_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    memory = replace(TINY, models=("rvm",), single=0.3, grown=0.6)
+    seen: list[Any] = []
+    errors: list[float] = []
+
+    def black(self: Rememberer, frames: torch.Tensor, after: tuple[int, ...]) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            seen.append((tuple(frames.shape[:2]), after))
+            errors.append(frames[:, 1 if frames.shape[1] > 1 else 0].square().mean().item())
+        return torch.zeros(len(frames), len(after), *frames.shape[2:], requires_grad=True)
+
+    monkeypatch.setattr(Rememberer, "forward", black)
+    losses: list[float] = []
+    show = lambda step, loss: losses.append(loss)  # noqa: E731
+    assert run_task(memory, tasks(memory)[0], random_clips(memory), tmp_path, device=CPU, show=show)
+    assert seen == [((4, 1), (1,)), ((2, 2), (2,)), ((2, 4), (4,))]
+    assert losses == pytest.approx(errors) and len(set(losses)) == 3
+
+
 def test_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Rememberer, "forward", lambda self, frames, after: frames[:, :1] * float("nan"))
     with pytest.raises(FrameMemoryError, match="loss nan in step 1"):
@@ -161,6 +187,7 @@ def test_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"image_size": 20}, "multiples of 16"),
         ({"sources": {}}, "at least one source"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"single": 0.5, "grown": 0.4}, "expected 0 <= single <= grown <= 1, got 0.5 and 0.4"),
     ],
 )
 def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
@@ -206,7 +233,10 @@ def test_report_of_what_is_there() -> None:
     assert not report["complete"] and "NOT COMPLETE" in table and "trecvit" not in table
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_command(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     arguments = ["frame-memory", "--out", str(out), "--seeds", "1", "--remembered", "2", "--train-frames", "4"]
     arguments += ["--test-frames", "4", "6", "--size", "32", "--width", "16", "--train-clips", "2", "--test-clips", "2"]
@@ -215,7 +245,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         patch.setattr(module, "run_task", lambda *args, **options: False)
         assert main(arguments) == INTERRUPTED
         assert "NOT COMPLETE" in capsys.readouterr().out
-    assert main(arguments) == DONE
+    assert main([*arguments, "--jobs", str(jobs)]) == DONE
     printed = capsys.readouterr().out
     assert "| scenes | trecvit | " in printed and "| scenes | mean frame | - | " in printed
     report = json.loads((out / "frame_memory.json").read_text())
