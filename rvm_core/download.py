@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
-import os
 import re
 import shutil
 import ssl
@@ -21,6 +19,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from rvm_core.atomic import atomic_file, publish
+from rvm_core.file_lock import is_at, try_lock
 
 ATTEMPTS = 5
 """Tries in one call; the pauses between them are 1, 2, 4 and 8 s."""
@@ -121,12 +120,10 @@ class _Part:
     def lock(self) -> Iterator[BinaryIO]:
         """Opens the file, which no other process may do at the same time. Raises `DownloadError` if one does."""
         with open(self.path, "ab") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DownloadError(f"{self.path} is being written by another download") from error
+            if not try_lock(stream):
+                raise DownloadError(f"{self.path} is being written by another download")
             # Another download may have given it its name between the opening and the lock.
-            if not self.path.exists() or not os.path.samestat(os.fstat(stream.fileno()), self.path.stat()):
+            if not is_at(stream, self.path):
                 raise DownloadError(f"{self.path} was just finished by another download")
             try:
                 yield stream

@@ -7,7 +7,6 @@ starts has no influence on the results.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rvm_core.atomic import atomic_file, flush
+from rvm_core.file_lock import is_at, try_lock
 from rvm_perception.replay_summary import SUMMARY
 from rvm_perception.saved_state import StateError, load_value, save_value
 
@@ -55,15 +55,12 @@ class ReplayFolder:
 
     def __enter__(self) -> ReplayFolder:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.out.with_name(f".{self.out.name}.lock"), "wb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have removed the file after it was opened here.
-            if os.fstat(self._lock.fileno()).st_ino != os.stat(self._lock.name).st_ino:
-                raise BlockingIOError
-        except OSError:
+        lock = self.out.with_name(f".{self.out.name}.lock")
+        self._lock = open(lock, "wb")
+        # The one before may have removed the file after it was opened here.
+        if not try_lock(self._lock) or not is_at(self._lock, lock):
             self._lock.close()
-            raise ReplayError(f"another process is writing {self.out}: give another --out, or wait") from None
+            raise ReplayError(f"another process is writing {self.out}: give another --out, or wait")
         if self._old.exists() and not self.out.exists():
             self._old.rename(self.out)  # a run ended between the two renames of `publish`
         shutil.rmtree(self._old, ignore_errors=True)

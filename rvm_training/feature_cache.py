@@ -13,7 +13,6 @@ A clip is marked in state.npy after its features are on the disk, so a break at 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from rvm_core.atomic import atomic_file, flush
 from rvm_core.exit_codes import disk_full_errors
+from rvm_core.file_lock import try_lock
 from rvm_training.evaluation.benchmark import DatasetError
 from rvm_training.evaluation.fingerprint import hash_json
 from rvm_training.readouts.clips import Clip, ClipEncoder, ClipSource
@@ -354,15 +354,9 @@ def _lock(folder: Path) -> Iterator[None]:
     with open(folder / "lock", "a") as file:
         # Another process that finds the cache full holds the lock for a moment only.
         end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise CacheError(
-                        f"another process is filling {folder}: wait for it, or choose another --cache"
-                    ) from error
-                time.sleep(0.05)
+        while not try_lock(file):
+            if time.monotonic() > end:
+                raise CacheError(f"another process is filling {folder}: wait for it, or choose another --cache")
+            time.sleep(0.05)
         flush(folder)
         yield

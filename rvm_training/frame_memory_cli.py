@@ -64,13 +64,17 @@ def _run(args: argparse.Namespace) -> int:
     from rvm_core.stop_request import stop_request
     from rvm_training.frame_memory import baseline_scores, open_folder, read_results, source_clips
     from rvm_training.frame_memory_report import make_report, make_table, write_report
+    from rvm_training.run_folder import RunFolder
     from rvm_training.train_memory import keep_freed_memory
 
     keep_freed_memory()
     memory = _memory(args)
     clips = {source: source_clips(memory, source) for source in memory.sources}
     open_folder(memory, args.out)
-    with stop_request(lambda: print("rvm-train frame-memory: saving, then stopping", file=sys.stderr)) as stop:
+    with (
+        RunFolder(args.out).alone(),
+        stop_request(lambda: print("rvm-train frame-memory: saving, then stopping", file=sys.stderr)) as stop,
+    ):
         if args.jobs > 1:
             _train_at_once(memory, clips, args, stop.is_set)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rvm_core.atomic import atomic_file
+from rvm_core.file_lock import try_lock
 from rvm_training.pretrain_config import PretrainConfig, from_dict, to_dict
 
 WITHOUT_EFFECT = {
@@ -102,12 +102,10 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / "lock", "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(file):
                 raise RunFolderError(
                     f"another process trains in {self.path}: wait for it, stop it, or name another folder with --out"
-                ) from None
+                )
             yield
 
     def _read(self) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 
 from rvm_core.atomic import atomic_file, flush, publish
 from rvm_core.engines.base import EngineError, Progress
-from rvm_core.engines.file_lock import file_lock
+from rvm_core.engines.build_lock import build_lock
 from rvm_core.engines.gate import GateReport
 
 META, GATE = "meta.json", "gate.json"
@@ -154,7 +154,7 @@ class EngineCache:
     def lock(self, key: EngineKey, progress: Progress) -> Iterator[None]:
         """Only one process at a time holds the lock of a key; others wait and say so. It ends with the process."""
         self._prepare()
-        with file_lock(self.root / _LOCKS / f"{key.name}.lock", progress):
+        with build_lock(self.root / _LOCKS / f"{key.name}.lock", progress):
             self._remove_unfinished(key)
             yield
 
@@ -231,7 +231,7 @@ class EngineCache:
                     continue
                 name = folder.name.removeprefix(_BUILDING)
                 name = name if name == folder.name else name.rpartition("-")[0]
-                with file_lock(self.root / _LOCKS / f"{name}.lock", wait=False) as held:
+                with build_lock(self.root / _LOCKS / f"{name}.lock", wait=False) as held:
                     if held:
                         size += sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
                         shutil.rmtree(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -14,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rvm_core.file_lock import try_lock
 from rvm_training.data.cut import MadeShard, Skip, make_shard
 from rvm_training.data.pool import SPAWN, blocked_signals, start_pool
 from rvm_training.data.shard_job import Job
@@ -85,10 +85,8 @@ def _prepared(job: Job, out: Path) -> Iterator[None]:
     elif read_json(out / JOB) != job.to_dict():
         raise ShardError(f"{out} holds shards of other videos or settings; choose another folder with --out")
     with open(out / JOB, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardError(f"another process makes shards in {out}; wait for it, or stop it") from None
+        if not try_lock(file):
+            raise ShardError(f"another process makes shards in {out}; wait for it, or stop it")
         for name in _stale(out):
             (out / name).unlink(missing_ok=True)
         yield

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from rvm_core import EngineError
+from rvm_core.engines.build_lock import build_lock
 from rvm_core.engines.cache import META, BadEntry, CacheEntry, EngineCache, EngineKey, default_root
-from rvm_core.engines.file_lock import file_lock
 
 KEY = EngineKey(
     backend="openvino",
@@ -314,11 +314,11 @@ def test_lock_is_held_by_one_and_the_others_say_so(tmp_path: Path) -> None:
     order: list[str] = []
 
     def wait() -> None:
-        with file_lock(path, lines.append):
+        with build_lock(path, lines.append):
             order.append("second")
 
-    with file_lock(path):
-        with file_lock(path, wait=False) as held:
+    with build_lock(path):
+        with build_lock(path, wait=False) as held:
             assert not held
         thread = threading.Thread(target=wait)
         thread.start()
@@ -357,7 +357,7 @@ def test_a_killed_builder_leaves_no_lock_and_no_rubbish(cache: EngineCache) -> N
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "building\n"
-    with file_lock(cache.root / "locks" / f"{KEY.name}.lock", wait=False) as held:
+    with build_lock(cache.root / "locks" / f"{KEY.name}.lock", wait=False) as held:
         assert not held
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=WAIT_S)

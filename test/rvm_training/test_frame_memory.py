@@ -30,6 +30,7 @@ from rvm_training.frame_memory import (
 from rvm_training.frame_memory_clips import SCENES, MemoryClipError, load_clips
 from rvm_training.frame_memory_model import MODELS, Rememberer
 from rvm_training.frame_memory_report import make_report, make_table
+from rvm_training.run_folder import RunFolder
 from rvm_training.train_cli import main
 from training_clips import frame_of, numbered_clips, write_shards
 
@@ -252,4 +253,7 @@ def test_command(
     assert report["complete"] and len(report["rows"]) == 4
     assert (out / "frame_memory.md").read_text() in printed
     assert (out / "frame_memory.png").stat().st_size > 1000
+    with RunFolder(out).alone():
+        assert main(arguments) != DONE
+        assert "another process trains in" in capsys.readouterr().err
     assert main([*arguments, "--no-scenes"]) != DONE

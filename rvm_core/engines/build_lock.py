@@ -1,8 +1,7 @@
-"""A lock between processes that the kernel releases when its holder ends, however it ends."""
+"""The lock of an engine that is being built, so that one process builds it and the others wait."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -10,13 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rvm_core.engines.base import EngineError, Progress
+from rvm_core.file_lock import try_lock
 
 _POLL_S = 0.1
 _REMIND_S = 30.0
 
 
 @contextmanager
-def file_lock(path: Path, progress: Progress | None = None, *, wait: bool = True) -> Iterator[bool]:
+def build_lock(path: Path, progress: Progress | None = None, *, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of a file, which is made if need be and stays, during the body.
 
     Yields whether the lock is held: always true unless `wait` is false. While another process holds it, `progress` is
@@ -27,7 +27,7 @@ def file_lock(path: Path, progress: Progress | None = None, *, wait: bool = True
     except OSError as error:
         raise EngineError(f"cannot open the lock file {path}: {error.strerror}; make its folder writable") from error
     try:
-        held = _try_lock(descriptor)
+        held = try_lock(descriptor)
         if wait and not held:
             _wait(descriptor, progress)
             held = True
@@ -48,7 +48,7 @@ def _sign(descriptor: int) -> None:
 def _wait(descriptor: int, progress: Progress | None) -> None:
     start = reminded = time.monotonic()
     _say_who(descriptor, progress, 0)
-    while not _try_lock(descriptor):
+    while not try_lock(descriptor):
         time.sleep(_POLL_S)
         if time.monotonic() - reminded >= _REMIND_S:
             reminded = time.monotonic()
@@ -60,11 +60,3 @@ def _say_who(descriptor: int, progress: Progress | None, seconds: float) -> None
         holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "unknown"
         waited = f", for {seconds:.0f} s now" if seconds else ""
         progress(f"another process (pid {holder}) is building this engine: waiting for it{waited}")
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
