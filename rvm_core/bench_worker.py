@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ import torch
 
 from rvm_core.checkpoint import load_encoder
 from rvm_core.encoders import make_encoder
+from rvm_core.process_memory import peak_bytes, release_freed_memory, resident_bytes
 from rvm_core.streaming import StreamingEncoder
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -152,7 +150,7 @@ def _do(task: Task, request: Request) -> list[float]:
 def _load(job: Job, started: float) -> tuple[Task, Ready]:
     make = {"engine": _engine, "eager": _eager, "matmul": _matmul, "preprocess": _preprocess}[job.kind]
     task, device, parameters = make(job)
-    gc.collect()
+    release_freed_memory()
     for _ in range(_WARM_UP):
         task()
     kernels = launch_s = None
@@ -262,29 +260,6 @@ def _preprocess(job: Job) -> tuple[Task, str, int]:
         preprocess(image, out)
 
     return resize, "cpu", 0
-
-
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-def resident_bytes() -> int:
-    """Memory of this process now; 0 where the system does not tell."""
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int:
-    """Most memory this process ever had."""
-    # getrusage would also count what the parent had when it started this process.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status(key: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 # ---- GPUs -----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from rvm_core.bench_worker import resident_bytes
 from rvm_core.engines import EngineSpec
+from rvm_core.process_memory import resident_bytes
 from rvm_perception.parameters import NodeParameters
 from rvm_perception.processor import ModelIdentity, Result
 

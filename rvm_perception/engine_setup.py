@@ -9,6 +9,7 @@ from rvm_core.checkpoint import weights_hash
 from rvm_core.encoders import open_encoder
 from rvm_core.engines import Engine, EngineError, create_engine
 from rvm_core.engines.create import WARNING
+from rvm_core.process_memory import release_freed_memory
 from rvm_core.shipped_weights import weights_or_shipped
 from rvm_core.streaming import StreamingEncoder
 from rvm_core.weights import find_weights
@@ -29,12 +30,18 @@ class EngineSetup:
 
 
 def set_up_engine(parameters: NodeParameters, log: Callable[[str], None], *, cameras: int = 1) -> EngineSetup:
-    """Loads the model and makes the engines.
+    """Loads the model and makes the engines, which are all that stays in memory.
 
     log: is told what happens; warnings begin with `rvm_core.engines.create.WARNING`.
 
     Raises `CheckpointError`, `EngineError`, `OSError` and `ValueError`, as what it calls does.
     """
+    setup = _set_up(parameters, log, cameras)
+    release_freed_memory()
+    return setup
+
+
+def _set_up(parameters: NodeParameters, log: Callable[[str], None], cameras: int) -> EngineSetup:
     model, identity = load_model(parameters, log)
 
     def make(batch_size: int = 1) -> Engine:
