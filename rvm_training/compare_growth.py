@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rvm_core.bench_worker import peak_bytes, resident_bytes
+from rvm_core.process_memory import peak_bytes, resident_bytes
 from rvm_training.compare_models import Compared, Source, open_compared
 from rvm_training.data.pool import blocked_signals, start_pool
 from rvm_training.evaluation.frame_encoder import to_pixels

@@ -22,7 +22,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from rvm_core.bench_worker import resident_bytes
+from rvm_core.process_memory import resident_bytes
 from rvm_perception.conversions import rgb_to_image
 from rvm_perception.node import RVMNode
 
