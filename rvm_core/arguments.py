@@ -1,4 +1,4 @@
-"""What options of several commands mean, as functions for argparse."""
+"""What options of several commands mean: choices and functions for argparse."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 import re
 
 from rvm_core.config import check_image_size
+
+BACKENDS: tuple[str, ...] = ("auto", "torch", "inductor", "openvino", "tensorrt")
+"""Runtimes of engines; auto chooses among them."""
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.arguments import parse_size
+from rvm_core.arguments import BACKENDS, parse_size
 from rvm_core.bench_cli import show_progress
 from rvm_core.config import ENCODER_NAMES
 
@@ -44,9 +44,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--points", type=int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--boxes", type=int, default=32, metavar="N", help="(default: 32)")
     parser.add_argument("--steps", type=int, default=30, metavar="N", help="measured frames of each (default: 30)")
-    parser.add_argument(
-        "--backend", choices=("auto", "torch", "openvino", "tensorrt"), default="auto", help="(default: auto)"
-    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="(default: auto)")
     parser.add_argument("--precision", default="auto", help="of the engine (default: the backend's native one)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's best)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="(default: out/bench)")

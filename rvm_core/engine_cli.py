@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rvm_core.arguments import parse_size
+from rvm_core.arguments import BACKENDS, parse_size
 
 if TYPE_CHECKING:
     from rvm_core.engines.cache import CacheEntry
     from rvm_core.streaming import StreamingEncoder
-
-_CHOICES = ("torch", "openvino", "tensorrt")
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -49,7 +47,7 @@ def _add_choice(parser: argparse.ArgumentParser, *, weights_required: bool) -> N
         required=weights_required,
         help="a checkpoint, or the name of fetched weights",
     )
-    parser.add_argument("--backend", choices=("auto", *_CHOICES), default="auto", help="default: %(default)s")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
     parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16, int8 or auto; default: %(default)s")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: the backend's best")
     parser.add_argument(

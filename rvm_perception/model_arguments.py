@@ -7,7 +7,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from rvm_core.arguments import parse_size
+from rvm_core.arguments import BACKENDS, parse_size
 from rvm_core.config import ENCODER_NAMES
 from rvm_core.shipped_weights import weights_or_shipped
 
@@ -32,7 +32,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
         help="of the model's input, pixels, multiples of 16; default: 256 patches or so, in the video's shape",
     )  # fmt: skip
     group.add_argument(
-        "--backend", choices=("auto", "torch", "openvino", "tensorrt"), default="auto", help="default: %(default)s"
+        "--backend", choices=BACKENDS, default="auto", help="default: %(default)s"
     )
     group.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
     group.add_argument("--device", help="cpu, cuda or cuda:N; default: the backend's best")

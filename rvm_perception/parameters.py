@@ -67,7 +67,7 @@ class NodeParameters:
         "the memory from RVM.",
     )  # fmt: skip
     seed: int = _parameter(0, "Seed of the random weights.", limits=(0, 2**31 - 1))
-    backend: Literal["auto", "torch", "openvino", "tensorrt"] = _parameter(
+    backend: Literal["auto", "torch", "inductor", "openvino", "tensorrt"] = _parameter(
         "auto", "Runtime of the engine; auto: the fastest of those that are installed for this machine."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _parameter(

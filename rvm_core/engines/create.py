@@ -53,7 +53,7 @@ def create_engine(
 
     Args:
         model: in float32, left as it is; the engine holds its own copy of the weights in its precision.
-        backend: "torch", "openvino", "tensorrt", or "auto": what is fastest on this machine of what is installed.
+        backend: one of `BACKENDS`; "auto" is the runtime that suits this machine, of those that are installed.
         precision: one of `PRECISIONS`, or "auto": the fastest floating-point one that the device computes natively.
             The engine's `spec.precision` tells which. In all of them softmax, norms, gates, residuals and state are
             float32.

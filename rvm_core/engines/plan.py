@@ -9,13 +9,12 @@ from importlib import import_module
 
 import torch
 
+from rvm_core.arguments import BACKENDS
 from rvm_core.engines.base import PRECISIONS, Backend, EngineError, EngineSpec
-
-BACKENDS: tuple[str, ...] = ("auto", "torch", "openvino", "tensorrt")
-"""What `create_engine` can be asked for."""
 
 _CLASSES = {
     "torch": "rvm_core.engines.torch:TorchBackend",
+    "inductor": "rvm_core.engines.inductor:InductorBackend",
     "openvino": "rvm_core.engines.openvino:OpenVINOBackend",
     "tensorrt": "rvm_core.engines.tensorrt:TensorRTBackend",
 }

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rvm_core.arguments import BACKENDS
 from rvm_core.config import ENCODER_NAMES
 from rvm_core.exit_codes import DISK_FULL, DONE, INCOMPLETE, INTERRUPTED, DiskFullError
 from rvm_training.evaluation.registry import ENTRIES, Entry, count
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from rvm_training.evaluation.runner import Run
 
 _DEFAULT_WEIGHTS = "rvm_nano"
-_BACKENDS = ("auto", "torch", "openvino", "tensorrt")
 _EPILOG = """\
 writes to DIR/NAME: report.html, report.json, report.csv, pictures/, and videos/, a file with the result of each video
 as soon as it is done: the same command again goes on where it was stopped, and does again only what has changed
@@ -76,7 +76,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", action="store_true", help="RVM without memory, an image encoder: its state is reset at every frame"
     )
-    parser.add_argument("--backend", choices=_BACKENDS, default="torch", help="default: %(default)s")
+    parser.add_argument("--backend", choices=BACKENDS, default="torch", help="default: %(default)s")
     parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: the backend's best")
 

@@ -150,7 +150,7 @@ def test_what_is_asked_for_restricts_the_choice(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"backend": "abacus"}, "unknown backend 'abacus'; known: auto, torch, openvino, tensorrt"),
+        ({"backend": "abacus"}, "unknown backend 'abacus'; known: auto, torch, inductor, openvino, tensorrt"),
         ({"precision": "int3"}, "unknown precision 'int3'; known: auto, fp32, bf16, fp16, int8"),
         ({"backend": "tensorrt"}, r"tensorrt is not usable: it is not installed: pip install rvm_perception\[tensorrt"),
         ({"backend": "torch", "device": "toaster"}, "device 'toaster' is not there: torch sees cpu"),

@@ -105,7 +105,7 @@ def test_read_only_and_strided_frames_are_taken(tiny_model: RVM) -> None:
 
 
 def test_unknown_backend_lists_the_known(tiny_model: RVM) -> None:
-    with pytest.raises(EngineError, match="unknown backend 'abacus'; known: auto, torch, openvino, tensorrt"):
+    with pytest.raises(EngineError, match="unknown backend 'abacus'; known: auto, torch, inductor, openvino, tensorrt"):
         create_engine(tiny_model, backend="abacus", image_size=SIZE)
 
 
