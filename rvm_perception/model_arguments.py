@@ -31,9 +31,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
         "--size", metavar="HxW", type=parse_size,
         help="of the model's input, pixels, multiples of 16; default: 256 patches or so, in the video's shape",
     )  # fmt: skip
-    group.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="default: %(default)s"
-    )
+    group.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
     group.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto; default: %(default)s")
     group.add_argument("--device", help="cpu, cuda or cuda:N; default: the backend's best")
 

@@ -297,5 +297,6 @@ class FrameProcessor:
 
 
 def _is_finite(stepped: Stepped) -> bool:
-    tensors = [torch.from_numpy(stepped.tokens), *state_tensors(stepped.state)]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    # Of most models the features are the state, in the same memory.
+    others = [tensor for tensor in state_tensors(stepped.state) if tensor.data_ptr() != stepped.tokens.ctypes.data]
+    return bool(np.isfinite(stepped.tokens).all()) and all(bool(torch.isfinite(tensor).all()) for tensor in others)

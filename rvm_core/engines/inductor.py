@@ -88,7 +88,7 @@ class InductorEngine:
             raise EngineError(f"there is no {LIBRARY_FILE} in {folder}: build the engine again")
         try:
             # A package, torch's public form of this, is unpacked into the folder for temporary files at every start.
-            self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)  # type: ignore[attr-defined]
+            self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
         except RuntimeError as error:
             raise EngineError(f"{path} cannot be loaded: {error}") from error
 

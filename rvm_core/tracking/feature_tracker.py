@@ -63,6 +63,7 @@ class FeatureTracker:
         self._config = config or TrackingConfig()
         self._propagator = LabelPropagator(grid, self._config)
         self._matcher = PointMatcher(grid)
+        self._nothing = self._tracks(FeatureState())
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -119,7 +120,7 @@ class FeatureTracker:
         keys = FrameKeys.of(tokens[1:] - tokens[1:].mean(0))
         stepped = self._advance(state, keys)
         stepped = replace(stepped, memory=(keys, *state.memory[: self._config.n_context - 1]))
-        return self._tracks(stepped), stepped
+        return self._tracks(stepped) if stepped.ids else self._nothing, stepped
 
     def _advance(self, state: FeatureState, keys: FrameKeys) -> FeatureState:
         """Everything tracked, in the next frame; the memory stays as it is."""

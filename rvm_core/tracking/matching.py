@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -71,15 +71,20 @@ class FrameKeys:
 
     exact: Tensor
     """float32 (N, D), L2-normalised."""
-    coarse: Coarse | None
-    """None where the screening does not pay."""
+    screen: bool
+    """Whether candidates are found in bfloat16."""
+
+    @cached_property
+    def coarse(self) -> Coarse | None:
+        """None where the screening does not pay. Made when first asked for: without tracks no frames are compared."""
+        return Coarse.of(self.exact) if self.screen else None
 
     @classmethod
     def of(cls, features: Tensor, *, screen: bool | None = None) -> FrameKeys:
         """Keys of features (N, D). `screen`: find candidates in bfloat16; None: where the device is fast at that."""
         exact = F.normalize(features.float(), dim=-1)
         screen = has_fast_bfloat16(exact.device.type) if screen is None else screen
-        return cls(exact, Coarse.of(exact) if screen else None)
+        return cls(exact, screen)
 
 
 @cache

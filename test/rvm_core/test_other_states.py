@@ -104,6 +104,12 @@ def test_openvino_engine(model: StreamingEncoder, precision: str, tolerance: flo
     check_steps(backend.load(model, spec, tmp_path), model, tolerance)
 
 
+def test_inductor_engine(model: StreamingEncoder, tmp_path: Path) -> None:
+    backend, spec = backends()["inductor"], spec_of("inductor", "bf16", batch_size=2)
+    backend.build(model, spec, tmp_path, ignore)
+    check_steps(backend.load(model, spec, tmp_path), model, ROUNDED)
+
+
 @needs_openvino
 def test_files_of_another_model_are_refused(trecvit: StreamingEncoder, tiny_model: RVM, tmp_path: Path) -> None:
     backend, spec = backends()["openvino"], spec_of("openvino")

@@ -9,9 +9,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from rvm_core.atomic import flush
 
 ROOT = Path(__file__).parents[2]
 COUNTING = 1_000_000
@@ -35,12 +38,28 @@ release_freed_memory()
 print(full, freed, resident_bytes())
 """
 
+MAP = """
+import mmap, sys
+from pathlib import Path
+from rvm_core.process_memory import release_mapped_files, resident_bytes
+folder = Path(sys.argv[1])
+mapped = []
+for name in ("inside/one", "outside/one"):
+    with open(folder / name, "rb") as file:
+        mapped.append(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    mapped[-1][0] = 7
+    assert sum(mapped[-1][::4096]) >= 7
+full = resident_bytes()
+release_mapped_files(folder / "inside")
+print(full, resident_bytes(), *(area[0] for area in mapped), *(area[-1] for area in mapped))
+"""
 
-def measured(program: str) -> list[int]:
+
+def measured(program: str, *arguments: str) -> list[int]:
     """The numbers of bytes that a new Python process prints, with malloc as it comes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
     environment["PYTHONPATH"] = str(ROOT)
-    output = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
+    output = subprocess.check_output([sys.executable, "-c", program, *arguments], text=True, env=environment)
     return [int(number) for number in output.split()]
 
 
@@ -55,3 +74,18 @@ def test_freed_memory_goes_back() -> None:
     full, freed, released = measured(FREE)
     assert freed > full - 20_000_000
     assert released < full - 150_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets go of mapped files when asked")
+def test_mapped_files_of_a_folder_are_let_go() -> None:
+    # The folder for temporary files may be in memory, which has no other place to read from again.
+    with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
+        for name in ("inside", "outside"):
+            path = Path(folder) / name / "one"
+            path.parent.mkdir()
+            path.write_bytes(b"\x05" * 40_000_000)
+            flush(path)
+        full, released, *contents = measured(MAP, folder)
+    assert full - 45_000_000 < released < full - 35_000_000
+    # What was written stays, and the rest is read again.
+    assert contents == [7, 7, 5, 5]

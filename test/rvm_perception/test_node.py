@@ -201,8 +201,10 @@ def test_compressed_images(ros_environment: dict[str, str], clip: list[np.ndarra
         assert not [name for name in topics if name.startswith("/compressed/") and "track" in name]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"), ("inductor", "bf16")],
+)
 def test_every_engine_gives_its_own_features(
     ros_environment: dict[str, str], clip: list[np.ndarray], backend: str, precision: str
 ) -> None:

@@ -200,7 +200,7 @@ def test_first_frame_counts_as_often_as_it_is_in_the_context(n_context: int, top
     whole = torch.randint(-64, 65, (10, CELLS, 64), generator=Generator().manual_seed(0))
     frames, labels = (whole[0] + whole[1:]) / 1024, labels_of(3).flatten(0, 1)
     config = TrackingConfig(n_context=n_context, top_k=top_k)
-    propagator, keys = LabelPropagator(GRID, config), [FrameKeys(frame, None) for frame in frames]
+    propagator, keys = LabelPropagator(GRID, config), [FrameKeys(frame, False) for frame in frames]
     tracks = [propagator.start(keys[0], labels)]
     for now in range(1, len(keys)):
         tracks += propagator.step(keys[now], remembered(keys, now, n_context), tracks[-1:])
