@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -147,11 +148,11 @@ class RVMNode(LifecycleNode):
     def _configure(self) -> None:
         parameters = read_parameters(self)
         start = time.monotonic()
-        setup = set_up_engine(parameters, self._log_progress, cameras=len(parameters.cameras))
+        # In a thread that ends. One that goes on keeps its share of OpenMP's threads, and with more of them than
+        # processors those that step the engine sleep between its loops, which are short: half as long again.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rvm_setup") as pool:
+            setup, self._processor, tracker = pool.submit(self._set_up, parameters).result()
         self._setup = setup
-        self._processor = FrameProcessor(parameters, setup.engine, setup.identity, batched=setup.batched)
-        self._processor.warm_up()
-        tracker = make_tracker(parameters, setup.width)
         for name, topic in parameters.cameras.items():
             self._cameras.append(self._create_camera(parameters, name, topic, tracker))
         if tracker is not None:
@@ -164,6 +165,12 @@ class RVMNode(LifecycleNode):
             f"ready in {time.monotonic() - start:.1f} s"
         )
         self._log_batching(self._processor)
+
+    def _set_up(self, parameters: NodeParameters) -> tuple[EngineSetup, FrameProcessor, Tracker[Any] | None]:
+        setup = set_up_engine(parameters, self._log_progress, cameras=len(parameters.cameras))
+        processor = FrameProcessor(parameters, setup.engine, setup.identity, batched=setup.batched)
+        processor.warm_up()
+        return setup, processor, make_tracker(parameters, setup.width)
 
     def _create_camera(self, parameters: NodeParameters, name: str, topic: str, tracker: Tracker[Any] | None) -> Camera:
         prefix = "~" if len(parameters.cameras) == 1 else f"~/{name}"

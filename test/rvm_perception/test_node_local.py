@@ -20,6 +20,7 @@ from sensor_msgs.msg import Image  # noqa: E402
 
 from live_node import RELIABLE, Client, wait_for  # noqa: E402
 from node_in_process import ERROR, FAILURE, SUCCESS, Gate, LocalNode, message, picture  # noqa: E402
+from rvm_core.engines import Engine, create_engine  # noqa: E402
 from rvm_perception.faulty_engine import Fault, order  # noqa: E402
 from rvm_perception.node import RVMNode  # noqa: E402
 from rvm_perception.parameters import ParameterError  # noqa: E402
@@ -327,6 +328,24 @@ def test_the_ledger_adds_up_at_the_end(ros_environment: dict[str, str], capfd: p
         assert f"camera cam: waiting for images on {topic('counting')}" in log
         assert log.count("camera cam: first frame, 144x96, frame_id 'optical'") == 1
         assert "camera cam: state reset (gap), epoch 1" in log and "frame rejected, duplicate: stamp" in log
+
+
+def test_the_engine_is_made_in_a_thread_that_ends(
+    ros_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What OpenMP keeps for it would slow down the thread that steps."""
+    threads = []
+
+    def create(*arguments: Any, **options: Any) -> Engine:
+        threads.append(threading.current_thread())
+        return create_engine(*arguments, **options)
+
+    monkeypatch.setattr("rvm_perception.engine_setup.create_engine", create)
+    with LocalNode("apart") as local:
+        assert local.configure() == SUCCESS
+        (thread,) = threads
+        assert thread is not local.do(threading.current_thread)
+        wait_for(lambda: not thread.is_alive(), "the end of the thread")
 
 
 def test_an_unknown_parameter_is_an_error(ros_environment: dict[str, str]) -> None:
