@@ -14,7 +14,7 @@ import torch
 
 from rvm_core.checkpoint import load_encoder
 from rvm_core.encoders import make_encoder
-from rvm_core.process_memory import peak_bytes, release_freed_memory, resident_bytes
+from rvm_core.process_memory import peak_bytes, release_unused_memory, resident_bytes
 from rvm_core.streaming import StreamingEncoder
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -150,7 +150,7 @@ def _do(task: Task, request: Request) -> list[float]:
 def _load(job: Job, started: float) -> tuple[Task, Ready]:
     make = {"engine": _engine, "eager": _eager, "matmul": _matmul, "preprocess": _preprocess}[job.kind]
     task, device, parameters = make(job)
-    release_freed_memory()
+    release_unused_memory()
     for _ in range(_WARM_UP):
         task()
     kernels = launch_s = None

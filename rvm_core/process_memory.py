@@ -6,6 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _MADV_PAGEOUT = 21
@@ -24,29 +25,32 @@ def peak_bytes() -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def release_freed_memory() -> None:
-    """Gives to the system what was freed and malloc still keeps, as after an engine was made. Only glibc can."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def release_unused_memory() -> None:
+    """Gives to the system what was freed and malloc still keeps, and what was read of files that are mapped into memory:
+    libraries, and weights that were packed since. For once an engine has run; what is needed again is read again.
 
-
-def release_mapped_files(folder: Path) -> None:
-    """Lets go of what was read of the files of a folder that are mapped into memory, as weights that were packed since.
-
-    What is needed again is read again. Only Linux from 5.4 on can; elsewhere nothing happens.
+    The first only glibc can, the second only Linux from 5.4 on; elsewhere nothing happens.
     """
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    if hasattr(libc, "madvise"):
+        for begin, size in _mapped_files():
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _MADV_PAGEOUT)
+
+
+def _mapped_files() -> Iterator[tuple[int, int]]:
+    """Address and size of each file in memory, or of each part of it; devices are left out."""
     try:
         mappings = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return
     for mapping in mappings:
         addresses, *_, path = mapping.split(maxsplit=5)
-        if advise is not None and Path(path).is_relative_to(folder):
+        if path.startswith("/") and not path.startswith("/dev/"):
             begin, end = (int(address, 16) for address in addresses.split("-"))
-            advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
+            yield begin, end - begin
 
 
 def _status(key: str) -> int:

@@ -9,7 +9,7 @@ from rvm_core.checkpoint import weights_hash
 from rvm_core.encoders import open_encoder
 from rvm_core.engines import Engine, EngineError, create_engine
 from rvm_core.engines.create import WARNING
-from rvm_core.process_memory import release_freed_memory
+from rvm_core.process_memory import release_unused_memory
 from rvm_core.shipped_weights import weights_or_shipped
 from rvm_core.streaming import StreamingEncoder
 from rvm_core.weights import find_weights
@@ -37,7 +37,7 @@ def set_up_engine(parameters: NodeParameters, log: Callable[[str], None], *, cam
     Raises `CheckpointError`, `EngineError`, `OSError` and `ValueError`, as what it calls does.
     """
     setup = _set_up(parameters, log, cameras)
-    release_freed_memory()
+    release_unused_memory()
     return setup
 
 

@@ -17,7 +17,6 @@ from rvm_core.engines.base import Backend, Engine, EngineError, EngineSpec, Prog
 from rvm_core.engines.cache import BadEntry, CacheEntry, EngineCache, EngineKey
 from rvm_core.engines.gate import GateReport, check_engine
 from rvm_core.engines.plan import backends, describe, plan_engines
-from rvm_core.process_memory import release_mapped_files
 from rvm_core.streaming import StreamingEncoder
 
 WARNING = "warning: "
@@ -215,10 +214,7 @@ class _Maker:
 
     def _load(self, folder: Path | None) -> Engine:
         with _runtime_errors(f"{describe(self._spec)} cannot be loaded"):
-            engine = self._backend.load(self._model, self._spec, folder)
-        if folder is not None:
-            release_mapped_files(folder)
-        return engine
+            return self._backend.load(self._model, self._spec, folder)
 
     def _load_kept(self, entry: CacheEntry) -> Engine:
         """Raises `BadEntry` if the backend has no use for the files."""
