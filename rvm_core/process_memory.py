@@ -26,8 +26,8 @@ def peak_bytes() -> int:
 
 
 def release_unused_memory() -> None:
-    """Gives to the system what was freed and malloc still keeps, and what was read of files that are mapped into memory:
-    libraries, and weights that were packed since. For once an engine has run; what is needed again is read again.
+    """Gives to the system what was freed and malloc still keeps, and what was read of files mapped into memory, such as
+    libraries, and weights that were packed since. For once an engine is made; what is needed again is read again.
 
     The first only glibc can, the second only Linux from 5.4 on; elsewhere nothing happens.
     """

@@ -47,7 +47,9 @@ area[0] = 7
 assert sum(area[::4096]) >= 7
 full = resident_bytes()
 release_unused_memory()
-print(full, resident_bytes(), area[0], area[-1])
+released = resident_bytes()
+area.madvise(21)
+print(full, released, resident_bytes(), area[0], area[-1])
 """
 
 
@@ -79,7 +81,9 @@ def test_mapped_files_are_let_go() -> None:
         file.write(b"\x05" * 40_000_000)
         file.flush()
         flush(Path(file.name))
-        full, released, first, last = measured(MAP, file.name)
+        full, released, asked, first, last = measured(MAP, file.name)
+    if asked > full - 35_000_000:
+        pytest.skip("this kernel or file system does not let go of mapped files")
     assert released < full - 35_000_000
     # What was written stays, and the rest is read again.
     assert (first, last) == (7, 5)
