@@ -103,6 +103,7 @@ class Client:
 
     def __init__(self, node_name: str = "rvm", *, topic: str = "", features: str = "features") -> None:
         topic = topic or f"/{node_name}_camera/image"
+        self.node_name = node_name
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.node = Node("test_client", context=self.context)
@@ -123,8 +124,20 @@ class Client:
             self.executor.spin_once(timeout_sec=0.05)
 
     def wait_for_node(self) -> None:
-        """Until the node subscribes to the camera and its features are matched."""
+        """Until the node subscribes to the camera and nothing that it publishes for this client is lost."""
         wait_for(lambda: self.camera.get_subscription_count() > 0, "the node's subscription")
+        self.wait_until_known()
+
+    def wait_until_known(self) -> None:
+        """Until the node knows of the subscriptions that this client has made so far.
+
+        A subscriber cannot see that: it may know of a publisher that does not know of it. But the node learns of
+        subscriptions in their order, so what it publishes on one made last tells of all.
+        """
+        heard: list[DiagnosticArray] = []
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, RELIABLE)
+        prefix = f"{self.node_name}: "
+        wait_for(lambda: any(s.name.startswith(prefix) for a in heard for s in a.status), f"what {prefix}reports")
 
     def publish(self, message: Image | CompressedImage) -> None:
         self.camera.publish(message)

@@ -45,9 +45,7 @@ class Rig:
         self.local.start()
         self.epoch = self.local.camera("left").stream.epoch
         for camera, client in self.clients.items():
-            topic = f"/{self.local.name}/{camera}/features"
             client.wait_for_node()
-            wait_for(lambda c=client, t=topic: c.node.count_publishers(t), topic)  # type: ignore[misc]
             client.features.clear()
             self.directs[camera].reset()
             self.indices[camera] = 0

@@ -35,11 +35,6 @@ def client_of(local: LocalNode) -> Client:
     return Client(local.name, topic=topic(local.name))
 
 
-def connect(local: LocalNode, client: Client) -> None:
-    client.wait_for_node()
-    wait_for(lambda: client.node.count_publishers(f"/{local.name}/features"), "the features' publisher")
-
-
 def set_parameters(local: LocalNode, **values: Any) -> list[str]:
     """Why each was refused; "" where it was not."""
     changes = [Parameter(name, value=value) for name, value in values.items()]
@@ -52,7 +47,7 @@ def set_parameters(local: LocalNode, **values: Any) -> list[str]:
 def test_a_clock_that_starts_again_resets_before_any_stamp_tells(ros_environment: dict[str, str]) -> None:
     with LocalNode("clocked", use_sim_time=True) as local, client_of(local) as client:
         local.start()
-        connect(local, client)
+        client.wait_for_node()
         clock = client.node.create_publisher(Clock, "/clock", RELIABLE)
 
         def set_clock(seconds: int) -> None:
@@ -78,7 +73,7 @@ def test_a_clock_that_starts_again_resets_before_any_stamp_tells(ros_environment
 def test_two_cameras_on_one_topic_are_told_as_an_unstable_clock(ros_environment: dict[str, str]) -> None:
     with LocalNode("unstable") as local, client_of(local) as client:
         local.start()
-        connect(local, client)
+        client.wait_for_node()
         for i in range(3):
             for start in (100_000, 0):
                 client.exchange(message(picture(i), start + i))
@@ -92,7 +87,7 @@ def test_two_cameras_on_one_topic_are_told_as_an_unstable_clock(ros_environment:
 def test_images_that_are_replaced_before_they_are_taken_are_counted(ros_environment: dict[str, str]) -> None:
     with LocalNode("late") as local, client_of(local) as client:
         local.start()
-        connect(local, client)
+        client.wait_for_node()
         client.exchange(message(picture(0), 0))
         busy = threading.Event()
         blocked = local.executor.create_task(busy.wait)
@@ -181,7 +176,7 @@ def test_a_node_that_cannot_be_configured_says_why_and_can_be_once_it_is_mended(
 def test_live_parameters_take_effect_and_others_are_refused(ros_environment: dict[str, str]) -> None:
     with LocalNode("living", tracking="features") as local, client_of(local) as client:
         local.start()
-        connect(local, client)
+        client.wait_for_node()
         client.exchange(message(picture(0), 0))
         (reason,) = set_parameters(local, height=64)
         assert reason == "height: read in configure; deactivate and clean the node up first"
@@ -256,7 +251,7 @@ def test_an_error_on_the_way_back(
         assert "KeyError" in local.do(local.node._engine_status).message
     local.start()
     with client_of(local) as client:
-        connect(local, client)
+        client.wait_for_node()
         client.exchange(message(picture(0), 0))
 
 
@@ -267,7 +262,7 @@ def test_a_step_that_does_not_end_keeps_the_node_from_a_second_worker(
     gate = Gate()
     with LocalNode("stuck", gate=gate, step_timeout=0.1) as local, client_of(local) as client:
         local.start()
-        connect(local, client)
+        client.wait_for_node()
         client.exchange(message(picture(0), 0))
         gate.close()
         client.publish(message(picture(1), 1))
@@ -283,7 +278,7 @@ def test_a_step_that_does_not_end_keeps_the_node_from_a_second_worker(
         wait_for(lambda: not local.node.is_computing, "the step to end")
         assert local.camera().stream.ledger()["rejected"] == 1, "what came too late is not committed"
         assert local.activate() == SUCCESS
-        connect(local, client)
+        client.wait_for_node()
         after = client.exchange(message(picture(2), 2))
         assert (after.epoch, after.index, len(client.features)) == (1, 0, 2)
 
@@ -292,7 +287,7 @@ def test_the_ledger_adds_up_at_the_end(ros_environment: dict[str, str], capfd: p
     gate = Gate()
     with LocalNode("counting", gate=gate) as local, client_of(local) as client:
         local.start()
-        connect(local, client)
+        client.wait_for_node()
         stream = local.camera().stream
 
         def send(rgb: np.ndarray, index: int) -> None:

@@ -162,7 +162,7 @@ def test_a_planner_has_points_boxes_and_masks_followed(client: TrackClient, clip
     replay.ask(TrackQueries(**wanted))
     masks: list[Image] = []
     subscription = client.node.create_subscription(Image, "/rvm/mask", masks.append, RELIABLE)
-    wait_for(subscription.get_publisher_count, "the publisher of masks")
+    client.wait_until_known()
     for i in range(1, 6):
         features = client.exchange(image(clip[i], i))
         points, boxes = client.at(client.points, i), client.at(client.boxes, i)
