@@ -68,7 +68,7 @@ class NodeParameters:
     )  # fmt: skip
     seed: int = _parameter(0, "Seed of the random weights.", limits=(0, 2**31 - 1))
     backend: Literal["auto", "torch", "inductor", "openvino", "tensorrt"] = _parameter(
-        "auto", "Runtime of the engine; auto: the fastest of those that are installed for this machine."
+        "auto", "Runtime of the engine; auto: by what is installed and the machine; inductor must be asked for."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _parameter(
         "auto", "Arithmetic of the engine; auto: the fastest floating-point one that the device computes natively."

@@ -298,5 +298,10 @@ class FrameProcessor:
 
 def _is_finite(stepped: Stepped) -> bool:
     # Of most models the features are the state, in the same memory.
-    others = [tensor for tensor in state_tensors(stepped.state) if tensor.data_ptr() != stepped.tokens.ctypes.data]
+    tokens = torch.from_numpy(stepped.tokens)
+    others = [
+        tensor
+        for tensor in state_tensors(stepped.state)
+        if (tensor.data_ptr(), tensor.numel()) != (tokens.data_ptr(), tokens.numel())
+    ]
     return bool(np.isfinite(stepped.tokens).all()) and all(bool(torch.isfinite(tensor).all()) for tensor in others)
